@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and size, and the files that hold them."""

@@ -1,0 +1,1 @@
+"""From sources of pictures to batches of tensors."""

@@ -1,0 +1,1 @@
+"""Captioned scenes composed from openly licensed emoji art, with exact ground truth."""

@@ -1,0 +1,1 @@
+"""Networks and their weights: building, counting, detecting, reading and writing them."""

@@ -1,0 +1,1 @@
+"""What a step minimises: one paper idea a file."""

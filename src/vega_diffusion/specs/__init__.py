@@ -1,0 +1,1 @@
+"""Frozen descriptions of models, runs and requests: pure data, no torch."""

@@ -1,0 +1,18 @@
+"""Settings that every test needs: one thread, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """On two busy cores, two threads make a tiny step many times slower than one."""
+    import torch
+
+    torch.set_num_threads(1)
