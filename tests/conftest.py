@@ -1,4 +1,4 @@
-"""Settings that every test needs: one thread, no network."""
+"""Settings that every test needs: one thread, no network, the same hypothesis examples on every run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+# A property that fails only on some runs would be blamed on whoever pushes next; a slow shared core is no failure.
+settings.register_profile("project", derandomize=True, deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True, scope="session")
