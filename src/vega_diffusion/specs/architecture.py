@@ -213,11 +213,12 @@ class NoiseScheduleSpec(Spec):
 class GenerationDefaults(Spec):
     """What a request gets where it says nothing; it belongs to the model, since models want different guidance.
 
-    `guidance_scale` 1.0 or less means no guidance; sizes are pixels.
+    `guidance_scale` 1.0 or less means no guidance; sizes are pixels. `negative_prompt` None is "none given" (zeros
+    where `force_zeros_for_empty_prompt`), which differs from the encoded empty text "".
     """
 
     guidance_scale: NonNegativeFloat = 5.0
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     num_steps: PositiveInt = 25
     sampler: str = "euler"
     width: PositiveInt = 1024
