@@ -17,7 +17,16 @@ DownBlock = Literal["DownBlock2D", "CrossAttnDownBlock2D"]
 UpBlock = Literal["UpBlock2D", "CrossAttnUpBlock2D"]
 MidBlock = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"]
 # One number for the model, one for each level, or (inner tuple) one for each attention layer of a level.
-Depths = PositiveInt | tuple[PositiveInt | tuple[PositiveInt, ...], ...]
+# Configs in the wild write anything (0, 1) for levels without attention, so zero is allowed.
+Depths = NonNegativeInt | tuple[NonNegativeInt | tuple[NonNegativeInt, ...], ...]
+
+
+def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,) * levels
+
+
+def _spread(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return depth if isinstance(depth, tuple) else (depth,) * layers
 
 
 class UNetSpec(Spec):
@@ -101,6 +110,56 @@ class UNetSpec(Spec):
     def to_config(self) -> dict[str, Any]:
         """Return the keyword arguments of `UNet2DConditionModel` (lists, as a config file holds them)."""
         return self.model_dump(mode="json")
+
+    @property
+    def num_levels(self) -> int:
+        """Number of resolutions."""
+        return len(self.block_out_channels)
+
+    @property
+    def down_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer blocks of each attention layer, level by level on the way down; empty without attention."""
+        return tuple(
+            _spread(depth, layers) if "CrossAttn" in kind else ()
+            for depth, layers, kind in zip(
+                _per_level(self.transformer_layers_per_block, self.num_levels),
+                _per_level(self.layers_per_block, self.num_levels),
+                self.down_block_types,
+                strict=True,
+            )
+        )
+
+    @property
+    def mid_depth(self) -> int:
+        """Transformer blocks of the mid block; 0 when it has no attention or is absent."""
+        if self.mid_block_type != "UNetMidBlock2DCrossAttn":
+            return 0
+        return sum(_spread(_per_level(self.transformer_layers_per_block, self.num_levels)[-1], 1))
+
+    @property
+    def up_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer blocks of each attention layer in the order of `up_blocks`; empty without attention."""
+        if self.reverse_transformer_layers_per_block is not None:
+            depths = _per_level(self.reverse_transformer_layers_per_block, self.num_levels)
+        else:
+            depths = _per_level(self.transformer_layers_per_block, self.num_levels)[::-1]
+        layers_up = _per_level(self.layers_per_block, self.num_levels)[::-1]
+        return tuple(
+            _spread(depth, layers + 1) if "CrossAttn" in kind else ()
+            for depth, layers, kind in zip(depths, layers_up, self.up_block_types, strict=True)
+        )
+
+    def same_network(self, other: UNetSpec) -> bool:
+        """Whether the two build the same layers, however depths are spelled (`sample_size`, `dropout` aside)."""
+        spelling = {"sample_size", "dropout", "transformer_layers_per_block", "reverse_transformer_layers_per_block"}
+        spelling |= {"attention_head_dim", "layers_per_block", "upcast_attention"}
+
+        def shape(spec: UNetSpec) -> tuple[object, ...]:
+            heads = _per_level(spec.attention_head_dim, spec.num_levels)
+            layers = _per_level(spec.layers_per_block, spec.num_levels)
+            return spec.down_depths, spec.mid_depth, spec.up_depths, heads, layers, spec.model_dump(exclude=spelling)
+
+        return shape(self) == shape(other)
 
 
 class TextEncoderSpec(Spec):

@@ -99,9 +99,11 @@ SD_1_5 = ModelSpec(
 
 
 def _mini(name: str, unet: UNetSpec) -> ModelSpec:
-    """Wrap a U-Net in the mini family's shared text encoders and autoencoder (128 px pictures, 16x16 latents)."""
-    # Ids of the family's own 4096-entry vocabulary: "<|startoftext|>" and "<|endoftext|>" are the last two.
-    tokens = {"vocab_size": 4096, "bos_token_id": 4094, "eos_token_id": 4095}
+    """Wrap a U-Net in the mini family's shared text encoders and autoencoder (128 px pictures, 16x16 latents).
+
+    "<|startoftext|>" and "<|endoftext|>" are the last two of the family's own 4096 tokens; as in SDXL, the first
+    tokenizer pads with the end token and the second with token 0.
+    """
     return ModelSpec(
         name=name,
         family="mini",
@@ -112,8 +114,10 @@ def _mini(name: str, unet: UNetSpec) -> ModelSpec:
             num_hidden_layers=4,
             num_attention_heads=2,
             projection_dim=64,
+            vocab_size=4096,
+            bos_token_id=4094,
+            eos_token_id=4095,
             pad_token_id=4095,
-            **tokens,
         ),
         text_encoder_2=TextEncoderSpec(
             with_projection=True,
@@ -123,8 +127,10 @@ def _mini(name: str, unet: UNetSpec) -> ModelSpec:
             num_attention_heads=4,
             hidden_act="gelu",
             projection_dim=128,
+            vocab_size=4096,
+            bos_token_id=4094,
+            eos_token_id=4095,
             pad_token_id=0,
-            **tokens,
         ),
         autoencoder=AutoencoderSpec(
             sample_size=128,
