@@ -1,0 +1,42 @@
+"""The shape of training data: `Batch`, and `BatchSource`, a pure function from sample positions to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as tensors.
+
+    Args:
+        sample_ids: A name for each sample by which a user can find it again.
+        tensors: Name -> tensor whose first dimension is the batch.
+    """
+
+    sample_ids: list[str]
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return Batch(self.sample_ids, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+class BatchSource(Protocol):
+    """Where samples come from. It has no length, no order and no state: sample p of the run is a function of p."""
+
+    def load(self, positions: Sequence[int]) -> Batch:
+        """Return the samples at these global positions of the run."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a text that is equal only for sources that give equal samples at equal positions."""
+        ...

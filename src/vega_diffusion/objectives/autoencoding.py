@@ -1,0 +1,74 @@
+"""Autoencoding: pixels -> latent posterior -> pixels. No adversary and no perceptual network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vega_diffusion.data.batches import Batch
+from vega_diffusion.diffusion.randomness import PositionRng
+from vega_diffusion.objectives.protocol import Loss
+from vega_diffusion.specs.objective import AutoencodingSpec
+
+LOGVAR_RANGE = (-30.0, 20.0)  # as AutoencoderKL clamps it
+
+
+class Autoencoding:
+    """Weighted L1, L2, edge and KL loss of a student with a `vae` (an `AutoencoderKL`).
+
+    Batches hold `pixels`, float32 `[B, 3, H, W]` in [-1, 1].
+
+    Source: Rombach et al. 2022, section 3.1 and appendix G (arXiv 2112.10752), without the adversarial part.
+    """
+
+    def __init__(self, spec: AutoencodingSpec) -> None:
+        self.spec = spec
+
+    def to(self, device: torch.device) -> None:
+        """There is nothing frozen to move."""
+
+    def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
+        """Return the loss and the parts l1, edge, kl and psnr (dB, of the sampled reconstruction)."""
+        pixels, spec = batch.tensors["pixels"], self.spec
+        reconstruction, kl = reconstruct(student.get_submodule("vae"), pixels, rng)
+        error = reconstruction.float() - pixels
+        l1, l2 = per_sample_mean(error.abs()), per_sample_mean(error.square())
+        edge = edge_error(error)
+        total = spec.l1_weight * l1 + spec.l2_weight * l2 + spec.edge_weight * edge + spec.kl_weight * kl
+        return Loss.from_samples(total, {"l1": l1, "edge": edge, "kl": kl, "psnr": psnr(l2)})
+
+
+def reconstruct(vae: nn.Module, pixels: Tensor, rng: PositionRng) -> tuple[Tensor, Tensor]:
+    """Return sampled reconstructions `[B, 3, H, W]` and the posterior's KL divergence per latent number, `[B]`."""
+    moments = vae.get_submodule("encoder")(pixels)
+    moments = _convolved(vae, "quant_conv", moments)
+    mean, logvar = moments.float().chunk(2, dim=1)
+    logvar = logvar.clamp(*LOGVAR_RANGE)
+    latents = mean + (0.5 * logvar).exp() * rng.normal(mean.shape[1:], "posterior")
+    kl = 0.5 * per_sample_mean(mean.square() + logvar.exp() - 1 - logvar)
+    return vae.get_submodule("decoder")(_convolved(vae, "post_quant_conv", latents)), kl
+
+
+def _convolved(vae: nn.Module, name: str, x: Tensor) -> Tensor:
+    layer = getattr(vae, name, None)
+    return x if layer is None else layer(x)
+
+
+def per_sample_mean(values: Tensor) -> Tensor:
+    """Mean over everything but the batch, `[B, ...]` -> `[B]`."""
+    return values.flatten(1).mean(dim=1)
+
+
+def edge_error(error: Tensor) -> Tensor:
+    """Mean absolute difference between neighbouring pixels' errors, `[B, C, H, W]` -> `[B]`.
+
+    It is the L1 error of the picture's gradient, as the gradient is linear.
+    """
+    across = per_sample_mean((error[..., :, 1:] - error[..., :, :-1]).abs())
+    down = per_sample_mean((error[..., 1:, :] - error[..., :-1, :]).abs())
+    return across + down
+
+
+def psnr(mean_squared_error: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1] (peak to peak 2)."""
+    return 10 * torch.log10(4 / mean_squared_error.clamp(min=1e-12))

@@ -1,0 +1,50 @@
+"""Where a run's samples come from, as data: one spec a source, told apart by `kind`. The sources are in `data/`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from vega_diffusion.specs.optimizer import Fraction, StrictSpec
+
+
+class SceneImagesSpec(StrictSpec):
+    """Pictures of scenes, drawn at the moment they are needed; scene number = sample position, so none comes twice.
+
+    `icons` is a folder that `vega data icons` filled; without it the sprites come from `$VEGA_HOME/icons`, else from
+    the small sample in the package.
+    """
+
+    kind: Literal["scene_images"] = "scene_images"
+    seed: NonNegativeInt = 0
+    icons: str | None = None
+
+
+class SceneCaptionsSpec(StrictSpec):
+    """Captions of scenes with the scene's exact specification as targets, and no pictures."""
+
+    kind: Literal["scene_captions"] = "scene_captions"
+    seed: NonNegativeInt = 0
+    icons: str | None = None
+
+
+class SceneLatentsSpec(StrictSpec):
+    """Captioned latents of `num_scenes` scenes, encoded once by the frozen autoencoder and kept on disk.
+
+    Each time a sample comes up, its latents are drawn anew from the posterior and its caption is one of
+    `captions_per_scene` phrasings; in a share `empty_caption_rate` of cases it is the empty condition
+    (classifier-free guidance). `empty_condition` says what that is: `zeros` is what SDXL pipelines use when no
+    negative prompt is given, `encoded` is the encoded empty text.
+    """
+
+    kind: Literal["scene_latents"] = "scene_latents"
+    seed: NonNegativeInt = 0
+    num_scenes: PositiveInt = 100_000
+    captions_per_scene: PositiveInt = 4
+    empty_caption_rate: Fraction = 0.12
+    empty_condition: Literal["zeros", "encoded"] = "zeros"
+    icons: str | None = None
+
+
+DataSpec = Annotated[SceneImagesSpec | SceneCaptionsSpec | SceneLatentsSpec, Field(discriminator="kind")]

@@ -1,0 +1,51 @@
+"""What a training step minimises, as data: one spec an objective, told apart by `kind`.
+
+The losses themselves are in `objectives/`, in files of the same stem.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from vega_diffusion.specs.optimizer import StrictSpec
+
+
+class DenoisingSpec(StrictSpec):
+    """Predict the noise (or v, or x0) in latents; text encoders are trained along where the recipe says so.
+
+    `min_snr_gamma` caps the weight of easy timesteps; without it every timestep weighs the same. What the network
+    predicts and the noise schedule belong to the model.
+    """
+
+    kind: Literal["denoising"] = "denoising"
+    min_snr_gamma: PositiveFloat | None = 5.0
+
+
+class AutoencodingSpec(StrictSpec):
+    """Reproduce pictures through the autoencoder's latents.
+
+    `l1_weight` and `l2_weight` are on pixels in [-1, 1], `edge_weight` is on differences of neighbouring pixels (keeps
+    outlines sharp), `kl_weight` on the divergence of the posterior from a standard normal, per latent number.
+    """
+
+    kind: Literal["autoencoding"] = "autoencoding"
+    l1_weight: NonNegativeFloat = 1.0
+    l2_weight: NonNegativeFloat = 0.0
+    edge_weight: NonNegativeFloat = 0.5
+    kl_weight: NonNegativeFloat = 1e-6
+
+
+class SceneTextSpec(StrictSpec):
+    """Predict the exact scene from its caption, so that the text encoders know what the captions mean.
+
+    Small heads on the penultimate and pooled states do it and are thrown away afterwards. `pooled_weight` scales the
+    loss of the pooled state's heads against that of the token states' heads.
+    """
+
+    kind: Literal["scene_text"] = "scene_text"
+    pooled_weight: NonNegativeFloat = 1.0
+
+
+ObjectiveSpec = Annotated[DenoisingSpec | AutoencodingSpec | SceneTextSpec, Field(discriminator="kind")]

@@ -1,0 +1,183 @@
+"""`TrainRecipe`: one training run, complete, as frozen data that lives in a TOML file.
+
+What lives here: the fields, their checks, `--set` overrides, the identity of a recipe. What does not: anything that
+needs torch or looks at the machine; a recipe says the same on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.specs.base import read_toml
+from vega_diffusion.specs.data import DataSpec
+from vega_diffusion.specs.objective import ObjectiveSpec
+from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, StrictSpec
+
+Component = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+
+# What each objective can train, and the kind of data it eats.
+TRAINABLE: dict[str, frozenset[str]] = {
+    "denoising": frozenset({"unet", "text_encoder", "text_encoder_2"}),
+    "autoencoding": frozenset({"vae"}),
+    "scene_text": frozenset({"text_encoder", "text_encoder_2"}),
+}
+DATA_KIND: dict[str, str] = {
+    "denoising": "scene_latents",
+    "autoencoding": "scene_images",
+    "scene_text": "scene_captions",
+}
+
+# Keys that a resumed run may change: they move no weight of the steps already done.
+MAY_CHANGE = frozenset({"steps", "save_every", "keep", "log_every", "sample_every", "micro_batch_size"})
+
+
+class TrainedModelSpec(StrictSpec):
+    """Which model a run works on, and what of it learns.
+
+    Args:
+        base: A preset's name or a model folder: the architecture, and in a folder the weights too.
+        train: Components that learn and are published.
+        freeze: Dotted names of modules inside them that stay as they are, such as `vae.encoder`.
+        freeze_after: Component -> number of optimizer steps after which it stays as it is.
+        weights: Component (or `tokenizer`, `tokenizer_2`) -> folder of its weights: a path, or `run:NAME` for the
+            averaged weights of another run. For a trained component these are its first weights.
+    """
+
+    base: str
+    train: tuple[Component, ...]
+    freeze: tuple[str, ...] = ()
+    freeze_after: dict[Component, PositiveInt] = {}
+    weights: dict[Literal["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"], str] = {}
+
+
+class TrainRecipe(StrictSpec):
+    """One run. Steps are optimizer steps; `batch_size` counts the samples of one step over all processes.
+
+    `micro_batch_size` is what one process takes through the network at once; the rest is accumulated and gives the
+    same step. `compile` names modules of the trained components to compile, such as `vae.encoder`. `max_grad_norm`
+    clips the gradient's length; None does not.
+    """
+
+    model: TrainedModelSpec
+    data: DataSpec
+    objective: ObjectiveSpec
+    optimizer: AdamWSpec = AdamWSpec()
+    lr_schedule: LrScheduleSpec = LrScheduleSpec()
+    ema: EmaSpec | None = EmaSpec()
+    seed: NonNegativeInt = 0
+    steps: PositiveInt
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    max_grad_norm: PositiveFloat | None = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: tuple[str, ...] = ()
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    log_every: PositiveInt = 20
+    sample_every: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise InvalidValue(
+                "micro_batch_size", self.micro_batch_size, f"a divisor of batch_size {self.batch_size}", "change one"
+            )
+        kind = self.objective.kind
+        if self.data.kind != DATA_KIND[kind]:
+            raise InvalidValue("data.kind", self.data.kind, f"{DATA_KIND[kind]} for objective {kind}", "change one")
+        allowed = ", ".join(sorted(TRAINABLE[kind]))
+        if not self.model.train or not set(self.model.train) <= TRAINABLE[kind]:
+            raise InvalidValue("model.train", list(self.model.train), f"some of: {allowed}", "change the list")
+        if kind == "denoising" and "unet" not in self.model.train:
+            raise InvalidValue("model.train", list(self.model.train), "a list with unet", "add it")
+        self._check_module_names()
+        if self.lr_schedule.warmup_steps >= self.steps:
+            raise InvalidValue(
+                "lr_schedule.warmup_steps", self.lr_schedule.warmup_steps, f"fewer than steps {self.steps}", "lower it"
+            )
+        return self
+
+    def _check_module_names(self) -> None:
+        trained = set(self.model.train)
+        choose = f"modules of the trained components ({', '.join(self.model.train)})"
+        for field, names in (
+            ("model.freeze", self.model.freeze),
+            ("model.freeze_after", self.model.freeze_after),
+            ("compile", self.compile),
+            ("optimizer.lr_factors", self.optimizer.lr_factors),
+        ):
+            for name in names:
+                if name.split(".")[0] not in trained:
+                    raise InvalidValue(field, name, choose, "rename or remove it")
+
+    @classmethod
+    def read(cls, path: Path, changes: Iterable[str] = ()) -> Self:
+        """Read a recipe file and apply `path=value` changes to it.
+
+        Raises:
+            MissingFile: The file cannot be read.
+            InvalidValue: A key is unknown, a value is not allowed, or a change has no `=`.
+            VegaError: The file is not TOML.
+        """
+        data = read_toml(path)
+        for change in changes:
+            apply_change(data, change)
+        return cls.from_dict(data)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights after a given step: every field but those of `MAY_CHANGE`, flattened."""
+        return {key: value for key, value in flatten(json.loads(self.to_json())).items() if key not in MAY_CHANGE}
+
+    def digest(self) -> str:
+        """Return the hash of `identity()`; equal recipes make equal runs."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def changed_keys(self, other: dict[str, Any]) -> list[str]:
+        """Return the keys whose values differ from another recipe's `identity()`."""
+        mine = self.identity()
+        return sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into one with dotted keys; lists stay values, empty tables vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def apply_change(data: dict[str, Any], change: str) -> None:
+    """Apply one `dotted.path=value` to plain recipe data; the value is TOML, or text where it is not.
+
+    Raises:
+        InvalidValue: There is no `=`.
+        VegaError: The path goes through a value that is not a table.
+    """
+    path, equals, text = change.partition("=")
+    if not equals or not path.strip():
+        raise InvalidValue("--set", change, "path=value, as in optimizer.lr=1e-4", "add the =")
+    *tables, last = path.strip().split(".")
+    table = data
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise VegaError(f"--set {path.strip()}: {name} is a value, not a table; give the path of a key")
+    table[last] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,353 @@
+"""The one training loop. It knows no objective, no model, no data set and no file format of a model.
+
+A step: load the samples at the step's positions, add up the gradients of its micro-batches, clip, move the weights,
+move the averages; once in a while log, save, and call the sample function. accelerate supplies device, precision and
+data parallelism; there is no second path for any of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vega_diffusion.data.batches import Batch, BatchSource
+from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
+from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.objectives.protocol import Objective
+from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.ema import Ema
+from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
+from vega_diffusion.training.metrics import Averages, MetricsLog
+from vega_diffusion.training.optimizer import build_optimizer, lr_factor, set_learning_rate
+from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.state import (
+    RunState,
+    load_newest_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_state,
+)
+from vega_diffusion.training.student import Student
+
+SampleFunction = Callable[[int, Student], dict[str, float]]
+"""Called with the step and the student, which holds the averaged weights meanwhile; returns numbers for the log."""
+
+PublishFunction = Callable[[Student], None]
+"""Called after every saved state with the student, which holds the averaged weights meanwhile."""
+
+
+def print_to_stderr(line: str) -> None:
+    """Print a line without breaking the progress bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: optimizer steps done in all, seconds of this process, the last logged numbers."""
+
+    step: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+class LossModule(nn.Module):
+    """Student and objective as one module whose forward pass is the loss, so that one wrapper (autocast, DDP) fits."""
+
+    def __init__(self, student: Student, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self._objective = (objective,)  # in a tuple: frozen helpers inside must not become parameters of ours
+
+    def forward(self, batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
+        """Return `total`, `per_sample` and the parts by name."""
+        loss = self._objective[0](self.student, batch, rng)
+        return {"total": loss.total, "per_sample": loss.per_sample} | loss.parts
+
+
+def make_accelerator(recipe: TrainRecipe, device: str = "auto") -> Accelerator:
+    """Return an accelerator for the recipe's precision on `auto`, `cpu` or an accelerator's name.
+
+    Raises:
+        InvalidValue: fp16 on a CPU.
+    """
+    AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
+    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
+    if recipe.mixed_precision == "no":
+        return accelerator
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InvalidValue("mixed_precision", "fp16", "no or bf16 on a CPU", "use --set mixed_precision=bf16")
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=recipe.mixed_precision, cpu=device == "cpu")
+
+
+class Trainer:
+    """Runs a recipe from where its run directory stands to its last step.
+
+    Args:
+        recipe: The run.
+        student: What learns.
+        objective: The loss.
+        source: The samples.
+        directory: Where states and metrics go; must exist.
+        accelerator: From `make_accelerator`.
+        publish: Writes the averaged weights where others can read them; None does not.
+        on_sample: Makes samples every `recipe.sample_every` steps; None does not.
+        inputs: Names and hashes of what else decides the run (frozen weights); a resumed run must have the same.
+        init_from: Where the first weights came from; a resumed run must not name another place.
+        warn: Called with one line for what the user should know.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        student: Student,
+        objective: Objective,
+        source: BatchSource,
+        directory: RunDirectory,
+        accelerator: Accelerator,
+        publish: PublishFunction | None = None,
+        on_sample: SampleFunction | None = None,
+        inputs: dict[str, str] | None = None,
+        init_from: str | None = None,
+        warn: Callable[[str], None] = print_to_stderr,
+    ) -> None:
+        self.recipe, self.source, self.directory, self.accelerator = recipe, source, directory, accelerator
+        self.student = student.to(accelerator.device)
+        self.objective = objective
+        objective.to(accelerator.device)
+        self.publish, self.on_sample, self.warn = publish, on_sample, warn
+        self.inputs, self.init_from = inputs or {}, init_from
+        self.step, self.seconds_before = 0, 0.0
+        student.set_trainable(0)
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student))
+        self.ema = Ema(recipe.ema, student) if recipe.ema else None
+        for name in recipe.compile:
+            student.module_named(name, "compile").compile()
+        self._guard, self._averages, self._stop = FiniteGuard(), Averages(), StopSignals()
+        # On a CPU looking at a number costs nothing, so bad samples are found before they touch the weights.
+        self._check_every = 1 if accelerator.device.type == "cpu" else recipe.log_every
+        self._module = self._wrapped()
+        self._phase = student.phase(0)
+        ranks = accelerator.num_processes
+        if recipe.batch_size % (recipe.micro_batch_size * ranks):
+            raise InvalidValue(
+                "batch_size", recipe.batch_size, f"a multiple of micro_batch_size times {ranks} processes", "change it"
+            )
+
+    def resume(self) -> bool:
+        """Go to where the run's newest good state stands; False where there is none.
+
+        Raises:
+            VegaError: The state belongs to another recipe, other data or other frozen weights.
+        """
+        state = load_newest_state(self.directory.states, self.warn)
+        if state is None:
+            return False
+        self._check_same_run(state)
+        self.student.load_state_dict(state.student)
+        if self.ema is not None:
+            self.ema.load_state_dict(state.ema)
+        load_optimizer_tensors(self._torch_optimizer, dict(self.student.named_parameters()), state.optimizer)
+        if self.accelerator.scaler is not None and state.extra["scaler"]:
+            self.accelerator.scaler.load_state_dict(state.extra["scaler"])
+        self.step, self.seconds_before = state.step, state.extra["seconds"]
+        self.init_from = state.extra["init_from"]
+        return True
+
+    def train(self) -> TrainResult:
+        """Train to the recipe's last step.
+
+        Raises:
+            NotFinite: A loss or gradient is not finite.
+            RunStopped: SIGTERM or SIGINT came; the state is saved.
+        """
+        main, recipe = self.accelerator.is_main_process, self.recipe
+        started, logged_at, logged_step = time.monotonic(), time.monotonic(), self.step
+        log = MetricsLog(self.directory.metrics, self.directory.tensorboard, self.step) if main else None
+        bar = tqdm(total=recipe.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True)
+        last: dict[str, float] = {}
+        saved_step = self.step
+        try:
+            with self._stop.watched():
+                while self.step < recipe.steps:
+                    lr = self._one_step()
+                    bar.update()
+                    if self._due(recipe.log_every):
+                        now = time.monotonic()
+                        rate = (self.step - logged_step) * recipe.batch_size / (now - logged_at)
+                        last = self._averages.take() | {"lr": lr, "samples_per_s": rate}
+                        logged_at, logged_step = now, self.step
+                        if log is not None:
+                            log.write(self.step, last)
+                        bar.set_postfix({"loss": f"{last['loss']:.4f}", "img/s": f"{rate:.1f}"})
+                    stopped = self._stopped()
+                    if stopped or self._due(recipe.save_every):
+                        self._save(self.seconds_before + time.monotonic() - started)
+                        saved_step = self.step
+                    if stopped:
+                        raise RunStopped(stopped, self.step, str(self.directory.states))
+                    if recipe.sample_every and self._due(recipe.sample_every):
+                        self._sample(log)
+                        logged_at = time.monotonic()
+                        logged_step = self.step
+            if saved_step != self.step:
+                self._save(self.seconds_before + time.monotonic() - started)
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+        return TrainResult(self.step, time.monotonic() - started, last)
+
+    def positions(self, step: int) -> range:
+        """Return the global sample positions that this process takes at a step."""
+        per_rank = self.recipe.batch_size // self.accelerator.num_processes
+        start = step * self.recipe.batch_size + self.accelerator.process_index * per_rank
+        return range(start, start + per_rank)
+
+    def _one_step(self) -> float:
+        """Do one optimizer step and return its learning rate."""
+        recipe, step = self.recipe, self.step
+        self._enter_phase(step)
+        # Objectives draw from PositionRng; a stray draw of a library must not make a resumed run differ either.
+        torch.manual_seed(derive_seed(recipe.seed, "step", step, self.accelerator.process_index))
+        lr = recipe.optimizer.lr * lr_factor(recipe.lr_schedule, step, recipe.steps)
+        set_learning_rate(self._torch_optimizer, lr)
+        positions, size = self.positions(step), recipe.micro_batch_size
+        starts = range(0, len(positions), size)
+        for start in starts:
+            last = start == starts[-1]
+            with nullcontext() if last else self._no_sync():
+                self._micro_step(step, positions[start : start + size], len(positions))
+        norm = self._clip()
+        self._averages.add({"grad_norm": norm})
+        if self.accelerator.scaler is None:
+            self._guard.observe_norm(step, norm)
+        if (step + 1) % self._check_every == 0 or self._due(recipe.save_every, step + 1):
+            self._check_finite()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.student, step)
+        self.step = step + 1
+        return lr
+
+    def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> None:
+        batch = self.source.load(positions).to(self.accelerator.device)
+        rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
+        values = self._module(batch, rng)
+        total, per_sample = values.pop("total"), values.pop("per_sample")
+        share = len(positions) / samples_of_rank
+        self._guard.observe(step, positions, per_sample)
+        self._averages.add({"loss": total} | values, weight=share)
+        self.accelerator.backward(total * share)
+
+    def _clip(self) -> Tensor:
+        limit = self.recipe.max_grad_norm
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        assert norm is not None
+        return norm
+
+    def _check_finite(self) -> None:
+        found = self._guard.bad()
+        if found is None:
+            return
+        step, positions = found
+        names = ", ".join(self.source.load(positions).sample_ids)
+        raise NotFinite(
+            f"step {step}: loss or gradient is not finite for samples {names}; "
+            f"lower optimizer.lr or look at these samples, then run again: saved states are kept"
+        )
+
+    def _enter_phase(self, step: int) -> None:
+        """Where a component has just been frozen, drop it from the gradients (and from DDP's bookkeeping)."""
+        phase = self.student.phase(step)
+        if phase != self._phase:
+            self.student.set_trainable(step)
+            self._module, self._phase = self._wrapped(), phase
+
+    def _wrapped(self) -> nn.Module:
+        return self.accelerator.prepare_model(LossModule(self.student, self.objective))
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        return self.accelerator.no_sync(self._module)
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer
+
+    def _due(self, every: int, step: int | None = None) -> bool:
+        return (self.step if step is None else step) % every == 0
+
+    def _stopped(self) -> int:
+        """Return the signal that any process received, 0 for none; processes agree on the step they stop at."""
+        received = self._stop.received or 0
+        if self.accelerator.num_processes == 1 or self.step % self._check_every:
+            return received if self.accelerator.num_processes == 1 else 0
+        numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
+        return int(numbers.max())
+
+    def _save(self, seconds: float) -> None:
+        accelerator = self.accelerator
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            names = {id(parameter): name for name, parameter in self.student.named_parameters()}
+            extra = {
+                "identity": self.recipe.identity(),
+                "source": self.source.fingerprint(),
+                "inputs": self.inputs,
+                "init_from": self.init_from,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "seconds": seconds,
+            }
+            state = RunState(
+                step=self.step,
+                student=self.student.state_dict(),
+                ema=self.ema.state_dict() if self.ema is not None else {},
+                optimizer=optimizer_tensors(self._torch_optimizer, names),
+                extra=extra,
+            )
+            save_state(self.directory.states, state, self.recipe.keep)
+            if self.publish is not None:
+                with self._averaged():
+                    self.publish(self.student)
+        accelerator.wait_for_everyone()
+
+    def _sample(self, log: MetricsLog | None) -> None:
+        if self.on_sample is None or log is None:
+            return
+        self.student.eval()
+        with self._averaged(), torch.no_grad():
+            numbers = self.on_sample(self.step, self.student)
+        self.student.train()
+        if numbers:
+            log.write(self.step, numbers)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.ema.applied(self.student) if self.ema is not None else nullcontext()
+
+    def _check_same_run(self, state: RunState) -> None:
+        changed = self.recipe.changed_keys(state.extra["identity"])
+        new_run = "go back to the old value, or start another run with --run-name"
+        if changed:
+            old, new = state.extra["identity"].get(changed[0]), self.recipe.identity().get(changed[0])
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise VegaError(f"{changed[0]}: changed from {old!r} to {new!r} since the run was saved{more}; {new_run}")
+        if state.extra["source"] != self.source.fingerprint():
+            raise VegaError(f"data: other samples than when the run was saved; {new_run}")
+        if state.extra["inputs"] != self.inputs:
+            names = [n for n in state.extra["inputs"] if state.extra["inputs"][n] != self.inputs.get(n)]
+            raise VegaError(f"model.weights.{names[0] if names else '?'}: other weights than before; {new_run}")
+        if self.init_from is not None and self.init_from != state.extra["init_from"]:
+            raise VegaError(f"--init-from: the run is already at step {state.step}; leave it out or use --run-name")
+        if state.step > self.recipe.steps:
+            raise InvalidValue("steps", self.recipe.steps, f"at least {state.step}, the steps done", "raise it")

@@ -1,0 +1,152 @@
+"""Composition: a recipe becomes student, data, objective and trainer, and runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from vega_diffusion.data.batches import BatchSource
+from vega_diffusion.data.scene_images import SceneImages, icons_folder
+from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
+from vega_diffusion.data.scenes.grammar import sample_scene
+from vega_diffusion.data.scenes.renderer import SceneRenderer
+from vega_diffusion.objectives.build import build_heads, build_objective
+from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
+from vega_diffusion.specs.presets import preset
+from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.components import (
+    build_component,
+    digest,
+    load_weights,
+    locate,
+    publish_components,
+    read_weights,
+    warm_start,
+)
+from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
+from vega_diffusion.training.run_directory import RunDirectory, vega_home
+from vega_diffusion.training.student import Student
+
+Warn = Callable[[str], None]
+SampleMaker = Callable[[ModelSpec, RunDirectory], SampleFunction]
+
+# Frozen components that each objective leans on, beside what it trains.
+HELPERS = {"denoising": ("text_encoder", "text_encoder_2"), "autoencoding": (), "scene_text": ()}
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a recipe's model section was turned into; `inputs` are the hashes of the weights it names."""
+
+    spec: ModelSpec
+    student: Student
+    frozen: dict[str, nn.Module]
+    inputs: dict[str, str]
+
+
+def run_recipe(
+    recipe: TrainRecipe,
+    directory: RunDirectory,
+    *,
+    warn: Warn,
+    init_from: str | None = None,
+    device: str = "auto",
+    sample_maker: SampleMaker | None = None,
+) -> TrainResult:
+    """Train a recipe in its run directory, from where it stands.
+
+    Args:
+        recipe: The run.
+        directory: Its folder.
+        warn: Called with one line for what the user should know.
+        init_from: First weights (a folder, a file, `run:NAME`); only for a run without a state.
+        device: `auto`, `cpu` or an accelerator's name.
+        sample_maker: Makes the sample function for a model and a run.
+
+    Raises:
+        VegaError: The recipe does not fit the machine, the weights or the run's saved state.
+    """
+    accelerator = make_accelerator(recipe, device)
+    directory.create()
+    with directory.locked() if accelerator.is_main_process else nullcontext():
+        parts = build_parts(recipe)
+        if init_from is not None:
+            report = warm_start(parts.student, init_from)
+            warn(str(report))
+        trainer = Trainer(
+            recipe,
+            parts.student,
+            build_objective(recipe.objective, parts.spec, parts.frozen),
+            build_source(recipe, accelerator.device),
+            directory,
+            accelerator,
+            publish=lambda student: publish_components(student, directory.ema),
+            on_sample=sample_maker(parts.spec, directory) if sample_maker else None,
+            inputs=parts.inputs,
+            init_from=init_from,
+            warn=warn,
+        )
+        if trainer.resume():
+            warn(f"resuming {directory.name} after step {trainer.step}")
+        if accelerator.is_main_process:
+            _write_recipe(recipe, directory)
+        return trainer.train()
+
+
+def build_parts(recipe: TrainRecipe) -> RunParts:
+    """Build the recipe's components, trained and frozen, with the weights that it names.
+
+    Raises:
+        VegaError: A component or its weights are not there or do not fit.
+    """
+    spec = preset(recipe.model.base)
+    helpers = [name for name in HELPERS[recipe.objective.kind] if name not in recipe.model.train]
+    inputs: dict[str, str] = {}
+    trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
+    frozen = {name: _component(recipe, spec, name, inputs).eval().requires_grad_(False) for name in helpers}
+    heads = build_heads(recipe.objective, spec, recipe.seed)
+    student = Student(trained, heads, recipe.model.freeze, recipe.model.freeze_after)
+    return RunParts(spec, student.train(), frozen, inputs)
+
+
+def build_source(recipe: TrainRecipe, device: torch.device) -> BatchSource:
+    """Build the recipe's data source; pictures are drawn on `device`."""
+    match recipe.data:
+        case SceneImagesSpec() as data:
+            atlas, version = load_atlas(data.icons)
+            return SceneImages(SceneRenderer(atlas.to(device)), sample_scene, data.seed, version)
+        case SceneCaptionsSpec() | SceneLatentsSpec():
+            raise NotImplementedError(recipe.data.kind)
+        case _:
+            assert_never(recipe.data)
+
+
+def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
+    """Return the sprites and a hash of them."""
+    folder = icons_folder(icons, vega_home()) or sample_folder()
+    atlas = SpriteAtlas.load(folder)
+    return atlas, digest(sorted(path for path in folder.iterdir() if path.suffix in (".webp", ".json")))[:16]
+
+
+def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:
+    module = build_component(spec, name, recipe.seed)
+    reference = recipe.model.weights.get(name)
+    if reference is not None:
+        path = locate(reference, name)
+        load_weights(module, read_weights(path), str(path))
+        inputs[name] = digest([path])
+    return module
+
+
+def _write_recipe(recipe: TrainRecipe, directory: RunDirectory) -> None:
+    temporary: Path = directory.recipe.with_suffix(".tmp")
+    temporary.write_text(recipe.to_json(indent=1), encoding="utf-8")
+    os.replace(temporary, directory.recipe)
