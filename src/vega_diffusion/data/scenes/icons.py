@@ -164,7 +164,39 @@ def write_sheet(path: Path, sprites: list[Image.Image], quality: int | None) -> 
     if quality is None:
         sheet.save(path, "WEBP", lossless=True, exact=True, method=0)
     else:
-        sheet.save(path, "WEBP", quality=quality, alpha_quality=90, method=6)
+        sheet.save(path, "WEBP", quality=quality, alpha_quality=60, method=6)
+
+
+def write_sample(source: Path, target: Path, slugs: Iterable[str], styles: Iterable[str], quality: int = 50) -> Path:
+    """Write a small lossy copy of some sprites: what the package carries, so that tests and demos need no npm.
+
+    Args:
+        source: What `fetch_icons` wrote.
+        target: Folder for the smaller sheets and their `index.json`.
+        slugs: Icons to keep.
+        styles: Styles to keep.
+        quality: WebP quality, 0..100.
+    """
+    listing = json.loads((source / "index.json").read_text())
+    keep = set(slugs)
+    target.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, object] = {}
+    for style in styles:
+        entry = listing["styles"][style]
+        with Image.open(source / f"{style}.webp") as picture:
+            sheet = picture.convert("RGBA")
+        rows = [number for number, slug in enumerate(entry["slugs"]) if slug in keep]
+        write_sheet(target / f"{style}.webp", [_sprite(sheet, number) for number in rows], quality)
+        kept[style] = {**entry, "slugs": [entry["slugs"][number] for number in rows]}
+    index = {**listing, "styles": kept, "lossy_quality": quality}
+    (target / "index.json").write_text(json.dumps(index, indent=1))
+    return target
+
+
+def _sprite(sheet: Image.Image, number: int) -> Image.Image:
+    row, column = divmod(number, SHEET_COLUMNS)
+    x, y = column * SPRITE_PX, row * SPRITE_PX
+    return sheet.crop((x, y, x + SPRITE_PX, y + SPRITE_PX))
 
 
 def _npm_pack(work: Path, progress: Callable[[str], None]) -> Path:
