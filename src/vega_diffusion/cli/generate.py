@@ -1,0 +1,258 @@
+"""`vega generate`: from a prompt, or from a picture of ours, to PNG files."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vega_diffusion.cli.arguments import run_verb, text
+from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.specs.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from vega_diffusion.inference.engine import Engine, Progress
+    from vega_diffusion.inference.metadata import PictureRecord
+
+DEFAULT_MODEL = "vega-mini"
+DEFAULT_FOLDER = "pictures"
+_MODELS = "the model's"
+
+
+def run(argv: list[str]) -> int:
+    """Parse the arguments and draw.
+
+    Returns:
+        0 when every picture is written.
+    """
+    return run_verb("generate", generate, argv)
+
+
+def generate(
+    prompt: Annotated[str | None, tyro.conf.Positional, text("[PROMPT]")] = None,
+    /,
+    model: Annotated[str | None, text("NAME|FOLDER|HUB-ID", DEFAULT_MODEL)] = None,
+    negative_prompt: Annotated[str | None, text("TEXT", _MODELS)] = None,
+    guidance_scale: Annotated[str | None, text("FLOAT", _MODELS)] = None,
+    num_steps: Annotated[str | None, text("INT", _MODELS)] = None,
+    sampler: Annotated[str | None, text("NAME", _MODELS)] = None,
+    seed: Annotated[str | None, text("INT", "a random one, recorded")] = None,
+    num_images: Annotated[str | None, text("INT", "1")] = None,
+    width: Annotated[str | None, text("PX", _MODELS)] = None,
+    height: Annotated[str | None, text("PX", _MODELS)] = None,
+    prompt_syntax: Annotated[str | None, text("plain|weighted", "plain")] = None,
+    init_image: Annotated[str | None, text("IMAGE")] = None,
+    strength: Annotated[str | None, text("FLOAT", "0.8, with a mask 1")] = None,
+    mask: Annotated[str | None, text("IMAGE")] = None,
+    original_size: Annotated[str | None, text("HEIGHTxWIDTH", "the picture's")] = None,
+    crop_top_left: Annotated[str | None, text("TOPxLEFT", "0x0")] = None,
+    device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
+    dtype: Annotated[str, text("auto|float32|bfloat16|float16", "auto")] = "auto",
+    output: Annotated[str | None, text("FILE.png|FOLDER", DEFAULT_FOLDER)] = None,
+    from_: Annotated[str | None, tyro.conf.arg(name="from"), text("IMAGE.png")] = None,
+    json: bool = False,
+) -> int:
+    """Draw pictures from a prompt; prints their paths.
+
+    Args:
+        prompt: What to draw.
+        model: A known name, a diffusers folder, or a Hub id such as segmind/Segmind-Vega.
+        negative_prompt: What to move away from.
+        guidance_scale: How strictly to follow the prompt; 1 or less is off.
+        num_steps: Sampler steps.
+        sampler: euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde_karras, unipc, heun or lcm.
+        seed: Seed of the first picture; picture i has seed + i.
+        num_images: How many pictures.
+        width: A multiple of 8.
+        height: A multiple of 8.
+        prompt_syntax: weighted reads (x:1.3), [x] and BREAK; plain reads every character literally.
+        init_image: Picture to start from.
+        strength: How much of it is redrawn, above 0, at most 1.
+        mask: Picture, white where to redraw.
+        original_size: Size conditioning.
+        crop_top_left: Crop conditioning.
+        device: Where to run.
+        dtype: Number format of the networks.
+        output: A PNG file for one picture, or a folder; files that are there are never replaced in a folder.
+        from_: Make the same picture again from one made by vega; other arguments change what they name.
+        json: Print one JSON object as the last line.
+    """
+    fields = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance_scale,
+        "num_steps": num_steps,
+        "sampler": sampler,
+        "seed": seed,
+        "num_images": num_images,
+        "width": width,
+        "height": height,
+        "prompt_syntax": prompt_syntax,
+        "init_image": init_image,
+        "strength": strength,
+        "mask": mask,
+        "original_size": _pair("original_size", original_size),
+        "crop_top_left": _pair("crop_top_left", crop_top_left),
+    }
+    given = {field: value for field, value in fields.items() if value is not None}
+    if from_ is None:
+        job = Job(_request(given), model or DEFAULT_MODEL, device, dtype, None)
+    else:
+        job = _replay(Path(from_), given, model, device, dtype)
+    return _draw(job, Targets.choose(output, job.request), json)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, the model it is for, where to run, and the record it repeats, if any."""
+
+    request: GenerateRequest
+    model: str
+    device: str
+    dtype: str
+    record: PictureRecord | None
+
+
+def _request(given: dict[str, Any]) -> GenerateRequest:
+    if "prompt" not in given:
+        raise VegaError('prompt: missing; allowed: some text; write vega generate "a cat next to a slice of pizza"')
+    return GenerateRequest.from_dict(given)
+
+
+def _replay(path: Path, given: dict[str, Any], model: str | None, device: str, dtype: str) -> Job:
+    """Return the job that made a picture, changed where arguments say so."""
+    from vega_diffusion.inference.metadata import read_record
+
+    record = read_record(path)
+    request = GenerateRequest.from_dict(record.request.model_dump(mode="json") | given)
+    same_model = record if model is None else None
+    return Job(request, model or record.model, device, record.dtype if dtype == "auto" else dtype, same_model)
+
+
+def _pair(field: str, value: str | None) -> list[str] | None:
+    """Split "128x96" into its two numbers, still as text: the spec judges them."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if len(parts) != 2:
+        raise InvalidValue(field, value, "two numbers joined by x, as 128x96", "write it so")
+    return parts
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Where pictures go: one named file, or new files in a folder."""
+
+    folder: Path
+    file: Path | None
+    stem: str
+
+    @classmethod
+    def choose(cls, output: str | None, request: GenerateRequest) -> Targets:
+        """Decide before anything is drawn, so that a place that cannot be written fails at once.
+
+        Raises:
+            VegaError: The place cannot be written.
+        """
+        words = re.findall(r"[a-z0-9]+", request.prompt.lower())
+        stem = "-".join(words)[:60].strip("-") or "picture"
+        target = Path(output if output is not None else DEFAULT_FOLDER)
+        is_file = target.suffix.lower() == ".png" and not target.is_dir()
+        folder = target.parent if is_file else target
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VegaError(
+                f"output: {str(folder)!r} cannot be made ({error.strerror}); choose another place"
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise VegaError(f"output: {str(folder)!r} cannot be written (no permission); choose another place")
+        if is_file and request.num_images == 1:
+            return cls(folder, target, target.stem)
+        return cls(folder, None, target.stem if is_file else stem)
+
+    def path(self, seed: int) -> Path:
+        """Return the file of the picture with that seed; in a folder, one that is not there yet."""
+        if self.file is not None:
+            return self.file
+        base = f"{self.stem}-{seed}"
+        path, copy = self.folder / f"{base}.png", 2
+        while path.exists():
+            path, copy = self.folder / f"{base}-{copy}.png", copy + 1
+        return path
+
+
+def _draw(job: Job, targets: Targets, as_json: bool) -> int:
+    """Load the model, draw, write each picture as soon as it is done, print its path."""
+    began = time.perf_counter()
+    # Their notices about optional packages are of no use to someone who wants a picture.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.inference.metadata import write_png
+    from vega_diffusion.inference.samplers import public_name
+
+    engine = Engine.load(job.model, job.device, job.dtype)
+    if job.record is not None:
+        _check_same_model(job.record, engine)
+    paths: list[str] = []
+    seeds: list[int] = []
+    said: set[str] = set()
+    with _Bar() as bar:
+        for picture in engine.stream(job.request, bar.on_step):
+            for warning in picture.warnings:
+                if warning not in said:
+                    bar.say(f"warning: {warning}")
+                    said.add(warning)
+            path = targets.path(picture.seed)
+            write_png(picture.image, path, picture.record, public_name(picture.record.request.sampler or ""))
+            paths.append(str(path))
+            seeds.append(picture.seed)
+            print(path, flush=True)
+    if as_json:
+        seconds = round(time.perf_counter() - began, 3)
+        print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
+    return 0
+
+
+def _check_same_model(record: PictureRecord, engine: Engine) -> None:
+    """Refuse to pass off another model's picture as the same one."""
+    digest = engine.components.digest
+    if record.model_digest != digest:
+        raise VegaError(
+            f"from: the picture was made by weights {record.model_digest[:10]}, {record.model!r} now holds {digest[:10]}; "
+            "give --model with the original weights, or any --model to draw it with others"
+        )
+
+
+class _Bar:
+    """A progress bar on stderr over the steps of all pictures."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="step", file=sys.stderr, leave=False, disable=None, delay=0.5)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def on_step(self, progress: Progress) -> None:
+        """Move on by one step."""
+        self._bar.set_description(f"picture {progress.image_index + 1}", refresh=False)
+        if progress.step == 1:
+            self._bar.reset(progress.num_steps)
+        self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        self._bar.write(line, file=sys.stderr)

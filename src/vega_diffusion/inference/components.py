@@ -1,0 +1,185 @@
+"""The parts of one model: found, chosen a device and a dtype, read at first use, dropped when asked.
+
+What a model folder looks like is `models/checkpoint.py`'s matter; what is done with the parts is the engine's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import RLock
+from typing import Any, Self
+
+import torch
+
+from vega_diffusion.errors import InvalidValue, Unavailable
+from vega_diffusion.inference.prompts import TextStack
+from vega_diffusion.inference.temporary_loading import (
+    load_component,
+    load_tokenizer,
+    model_digest,
+    resolve_model,
+    stored_parameters,
+)
+from vega_diffusion.models.detect import load_spec
+from vega_diffusion.models.layout import (
+    SCHEDULER_CONFIG,
+    TOKENIZERS,
+    WEIGHT_STEMS,
+    WeightName,
+    check_folder,
+    read_json,
+)
+from vega_diffusion.specs.architecture import ModelSpec
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Above this many parameters a CPU runs in bfloat16: float32 would take twice the memory and time.
+_LARGE_PARAMETERS = 300_000_000
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes an accelerator if there is one.
+
+    Raises:
+        InvalidValue: Unknown name.
+        Unavailable: This machine, or this build of torch, does not have it.
+    """
+    if name not in DEVICES:
+        raise InvalidValue("device", name, f"one of: {', '.join(DEVICES)}", "choose one of them")
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, is_there in present.items() if is_there)
+    if not present[name]:
+        have = ", ".join(device for device, is_there in present.items() if is_there)
+        raise Unavailable(f"device: {name!r} is not available here; allowed: {have}; use one of them or --device auto")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.dtype:
+    """Return the dtype of that name; `auto` weighs the device against the model's size.
+
+    A CPU takes float32 for small models and bfloat16 for large ones (float16 is many times slower there);
+    accelerators take float16.
+
+    Raises:
+        InvalidValue: Unknown name.
+    """
+    if name == "auto":
+        if device.type != "cpu":
+            return torch.float16
+        return torch.bfloat16 if num_parameters > _LARGE_PARAMETERS else torch.float32
+    if name not in DTYPES:
+        raise InvalidValue("dtype", name, f"one of: auto, {', '.join(DTYPES)}", "choose one of them")
+    return DTYPES[name]
+
+
+def choose_low_memory(wanted: bool | None, num_bytes: int, device: torch.device) -> bool:
+    """Return whether to drop each part after its use: as wanted, else when weights would take half of what is free."""
+    if wanted is not None:
+        return wanted
+    return num_bytes > free_memory(device) // 2
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; on unified or unknown ones, in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30
+
+
+class Components:
+    """One model's parts; reading is lazy, guarded by a lock, and undone by `release`.
+
+    Attributes:
+        name: As the user asked for it.
+        folder: Where its files are.
+        spec: Its architecture and generation defaults.
+        device: Where it runs.
+        dtype: In which numbers; of latents and embeddings too.
+        low_memory: Whether each part is dropped after its use.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype, low_memory: bool
+    ) -> None:
+        self.name, self.folder, self.spec = name, folder, spec
+        self.device, self.dtype, self.low_memory = device, dtype, low_memory
+        self._parts: dict[str, Any] = {}
+        self._lock = RLock()
+
+    @classmethod
+    def open(cls, name: str, device: str, dtype: str, low_memory: bool | None) -> Self:
+        """Find a model, read its configs, choose device and dtype; weights are not read yet.
+
+        Raises:
+            VegaError: There is no such model, device or dtype, or the folder is not a whole SDXL-shaped model.
+        """
+        place = choose_device(device)
+        if dtype != "auto":
+            choose_dtype(dtype, place, 0)
+        folder = resolve_model(name)
+        check_folder(folder)
+        num_stored = {component: stored_parameters(folder, component) for component in WEIGHT_STEMS}
+        numbers = choose_dtype(dtype, place, num_stored["unet"])
+        num_bytes = sum(num_stored.values()) * numbers.itemsize
+        return cls(name, folder, load_spec(folder), place, numbers, choose_low_memory(low_memory, num_bytes, place))
+
+    def text_stack(self) -> TextStack:
+        """Return tokenizers and text encoders."""
+        return self._part("text", self._load_text)
+
+    def unet(self) -> Any:
+        """Return the U-Net."""
+        return self._part("unet", lambda: self._load("unet", self.dtype))
+
+    def vae(self) -> Any:
+        """Return the autoencoder; in float32 where its config asks for it and the model runs in float16."""
+        wide = self.dtype == torch.float16 and self.spec.autoencoder.force_upcast
+        return self._part("vae", lambda: self._load("vae", torch.float32 if wide else self.dtype))
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Content of `scheduler_config.json`."""
+        return self._part("scheduler", lambda: read_json(self.folder / SCHEDULER_CONFIG))
+
+    @property
+    def digest(self) -> str:
+        """Digest of weights and configs."""
+        return self._part("digest", lambda: model_digest(self.folder))
+
+    def release(self, part: str) -> None:
+        """Drop a part (`text`, `unet`, `vae`); it is read again when it is needed again."""
+        with self._lock:
+            self._parts.pop(part, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _part(self, name: str, load: Callable[[], Any]) -> Any:
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = load()
+            return self._parts[name]
+
+    def _load(self, component: WeightName, dtype: torch.dtype) -> Any:
+        return load_component(self.folder, component, dtype).to(self.device).eval().requires_grad_(False)
+
+    def _load_text(self) -> TextStack:
+        return TextStack(
+            [load_tokenizer(self.folder, name) for name in TOKENIZERS],
+            [self._load("text_encoder", self.dtype), self._load("text_encoder_2", self.dtype)],
+            self.spec.force_zeros_for_empty_prompt,
+        )

@@ -1,0 +1,124 @@
+"""Between PIL pictures and tensors: initial pictures and masks in, decoded pictures out, and the autoencoder between.
+
+No files are written here (`metadata.py`, `cli`). The arithmetic is that of diffusers' `VaeImageProcessor`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vega_diffusion.errors import MissingFile, VegaError
+
+
+def open_picture(path: str, field: str) -> Image.Image:
+    """Read a picture, turned upright.
+
+    Raises:
+        MissingFile: The file is missing or not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).copy()
+    except FileNotFoundError as error:
+        raise MissingFile(f"{field}: {path!r} does not exist; give the path of a PNG or JPEG file") from error
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingFile(f"{field}: {path!r} cannot be read as a picture ({reason}); give a PNG or JPEG") from error
+
+
+def picture_to_tensor(picture: Image.Image, width: int, height: int) -> Tensor:
+    """Return the picture resized to width x height pixels as `[1, 3, H, W]` in -1..1, float32."""
+    resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS).convert("RGB")
+    values = numpy.asarray(resized, dtype=numpy.float32) / 255.0
+    return 2.0 * torch.from_numpy(values.copy()).permute(2, 0, 1)[None] - 1.0
+
+
+def mask_to_tensor(mask: Image.Image, width: int, height: int) -> Tensor:
+    """Return the mask resized to width x height pixels as `[1, 1, H, W]` of 0 (keep) and 1 (redraw)."""
+    resized = mask.resize((width, height), resample=Image.Resampling.LANCZOS).convert("L")
+    values = numpy.asarray(resized, dtype=numpy.float32) / 255.0
+    return (torch.from_numpy(values.copy())[None, None] >= 0.5).float()
+
+
+def tensor_to_picture(image: Tensor) -> Image.Image:
+    """Return `[1, 3, H, W]` in about -1..1 as a PIL picture (clamped, rounded to 8 bits)."""
+    unit = (image * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
+    return Image.fromarray((unit[0] * 255).round().astype("uint8"))
+
+
+@torch.inference_mode()
+def encode_picture(vae: Any, image: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Draw the latents of a picture from the autoencoder's posterior, scaled for the U-Net.
+
+    Args:
+        vae: A diffusers `AutoencoderKL`; with `force_upcast` it encodes in float32.
+        image: `[1, 3, H, W]` in -1..1.
+        generator: The image's own.
+        dtype: Of the latents.
+    """
+    image = image.to(device=vae.device, dtype=dtype)
+    if vae.config.force_upcast:
+        # A copy, not `vae.float()`: another thread may be decoding with the same autoencoder.
+        vae = vae if vae.dtype == torch.float32 else copy.deepcopy(vae).float()
+        image = image.float()
+    latents = vae.encode(image.to(vae.dtype)).latent_dist.sample(generator=generator).to(dtype)
+    mean, std = _latent_statistics(vae, latents)
+    if mean is not None and std is not None:
+        return (latents - mean) * vae.config.scaling_factor / std
+    return vae.config.scaling_factor * latents
+
+
+@torch.inference_mode()
+def decode_latents(vae: Any, latents: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Decode latents `[1, C, h, w]` to an image `[1, 3, H, W]` in about -1..1.
+
+    A half-precision autoencoder that overflows is run again in float32, with a warning: never a black picture
+    without a word.
+
+    Returns:
+        The image, and warnings.
+
+    Raises:
+        VegaError: The latents are not finite, or the image is not even in float32.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise VegaError(
+            f"latents: not finite after denoising in {_dtype_name(latents)}; the U-Net overflowed; "
+            "use --dtype bfloat16 or float32"
+        )
+    image = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
+    if bool(torch.isfinite(image).all()):
+        return image, ()
+    if vae.dtype != torch.float32:
+        wide = copy.deepcopy(vae).float()
+        image = wide.decode(unscaled(wide, latents.float()), return_dict=False)[0]
+        if bool(torch.isfinite(image).all()):
+            return image, (f"the autoencoder overflowed in {_dtype_name(vae)}; decoded again in float32",)
+    raise VegaError("image: the autoencoder gave values that are not finite; its weights are damaged: fetch them again")
+
+
+def unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Return the U-Net's latents in the autoencoder's own scale."""
+    mean, std = _latent_statistics(vae, latents)
+    if mean is not None and std is not None:
+        return latents * std / vae.config.scaling_factor + mean
+    return latents / vae.config.scaling_factor
+
+
+def _latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return mean and standard deviation a channel where the config has them (fine-tuned SDXL models)."""
+    found = []
+    for name in ("latents_mean", "latents_std"):
+        values = getattr(vae.config, name, None)
+        found.append(None if values is None else torch.tensor(values).view(1, -1, 1, 1).to(like))
+    return found[0], found[1]
+
+
+def _dtype_name(thing: Any) -> str:
+    return str(thing.dtype).removeprefix("torch.")

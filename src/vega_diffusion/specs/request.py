@@ -1,0 +1,194 @@
+"""One request for pictures, complete: CLI flags = Python arguments = what a PNG's metadata holds.
+
+Defaults do not live here: a field left None takes the model's own default (`GenerationDefaults` of its spec) when the
+engine calls `GenerateRequest.resolved`. What the samplers' names mean is in `inference/samplers.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Literal, Self, TypeVar
+
+from pydantic import model_validator
+
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.architecture import GenerationDefaults
+from vega_diffusion.specs.base import Spec
+
+SAMPLERS: tuple[str, ...] = (
+    "euler",
+    "euler_a",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "dpmpp_2m_sde_karras",
+    "unipc",
+    "heun",
+    "lcm",
+)
+
+MAX_PROMPT_CHARACTERS = 10_000
+MAX_STEPS = 1000
+MAX_IMAGES = 1000
+MIN_SIZE_PX, MAX_SIZE_PX, SIZE_MULTIPLE_PX = 32, 4096, 8
+MAX_SEED = 2**63 - 1
+_RANDOM_SEEDS = 2**32
+
+_Value = TypeVar("_Value")
+
+
+class GenerateRequest(Spec):
+    """What to draw; None means the model's own default.
+
+    Attributes:
+        prompt: The text; 1 to 10,000 characters.
+        negative_prompt: What guidance moves away from. None: the model's default; "" : the encoded empty text.
+        guidance_scale: Classifier-free guidance weight w of `uncond + w (cond - uncond)`; 1 or less is off.
+        num_steps: Sampler steps, 1 to 1000. With an initial picture, `int(num_steps * strength)` of them run.
+        sampler: One of `SAMPLERS`.
+        seed: Seed of the first image; image i uses seed + i. None: a random one, recorded in the result.
+        num_images: How many pictures; each has a generator of its own, so it does not depend on the others.
+        width: Pixels, a multiple of 8. None: the initial picture's, else the model's.
+        height: Pixels, a multiple of 8.
+        prompt_syntax: `plain` reads the prompt literally; `weighted` reads A1111 syntax: (x), (x:1.3), [x], BREAK.
+        init_image: Path of a picture to start from (img2img).
+        strength: How much of the initial picture is redrawn, above 0, at most 1. Default 0.8 (1 with a mask).
+        mask: Path of a picture, white where to redraw (inpainting); needs `init_image`.
+        original_size: (height, width) in pixels that SDXL's size conditioning names. None: the picture's size.
+        crop_top_left: (top, left) in pixels that SDXL's crop conditioning names. None: (0, 0).
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    num_steps: int | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    num_images: int = 1
+    width: int | None = None
+    height: int | None = None
+    prompt_syntax: Literal["plain", "weighted"] = "plain"
+    init_image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    original_size: tuple[int, int] | None = None
+    crop_top_left: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _texts_are_usable(self) -> Self:
+        if not self.prompt.strip():
+            raise InvalidValue("prompt", self.prompt, "some text", "say what to draw")
+        for field in ("prompt", "negative_prompt"):
+            text = getattr(self, field)
+            if text is not None and len(text) > MAX_PROMPT_CHARACTERS:
+                raise InvalidValue(field, text, f"at most {MAX_PROMPT_CHARACTERS} characters", "shorten it")
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise InvalidValue("sampler", self.sampler, f"one of: {', '.join(SAMPLERS)}", "choose one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_are_in_range(self) -> Self:
+        _check_range("num_steps", self.num_steps, 1, MAX_STEPS)
+        _check_range("num_images", self.num_images, 1, MAX_IMAGES)
+        _check_range("seed", self.seed, 0, MAX_SEED - MAX_IMAGES)
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale <= 100:  # also refuses NaN
+            raise InvalidValue("guidance_scale", self.guidance_scale, "a number from 0 to 100", "5 to 9 is usual")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise InvalidValue("strength", self.strength, "above 0, at most 1", "0.8 redraws most of the picture")
+        for field in ("width", "height"):
+            _check_size(field, getattr(self, field))
+        for field in ("original_size", "crop_top_left"):
+            pair = getattr(self, field)
+            if pair is not None and not all(0 <= part <= 100_000 for part in pair):
+                raise InvalidValue(field, pair, "two numbers of pixels, 0 to 100000", "correct it")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        for field in ("mask", "strength"):
+            if getattr(self, field) is not None and self.init_image is None:
+                raise InvalidValue(field, getattr(self, field), "only with init_image", "give init_image or drop it")
+        if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
+            raise _negative_without_guidance(self.negative_prompt)
+        return self
+
+    def resolved(self, defaults: GenerationDefaults, init_size: tuple[int, int] | None = None) -> Self:
+        """Return this request with every default filled in, so that it alone makes the same pictures again.
+
+        `negative_prompt` stays None where neither the request nor the model names one.
+
+        Args:
+            defaults: The model's own.
+            init_size: (width, height) of the initial picture, in pixels, when there is one.
+
+        Raises:
+            InvalidValue: A setting would have no effect, or the initial picture's size does not fit.
+        """
+        guidance_scale = _first(self.guidance_scale, defaults.guidance_scale)
+        negative_prompt = self.negative_prompt
+        if guidance_scale <= 1 and negative_prompt:
+            raise _negative_without_guidance(negative_prompt)
+        if guidance_scale > 1:
+            negative_prompt = _first(negative_prompt, defaults.negative_prompt)
+        num_steps = _first(self.num_steps, defaults.num_steps)
+        strength = self.strength
+        if self.init_image is not None:
+            strength = _first(strength, 1.0 if self.mask is not None else 0.8)
+            if int(num_steps * strength) < 1:
+                allowed = f"at least {math.ceil(100 / num_steps) / 100} with {num_steps} steps"
+                raise InvalidValue("strength", strength, allowed, "raise strength or num_steps")
+        width, height = self._size(defaults, init_size)
+        return self.model_copy(
+            update={
+                "guidance_scale": guidance_scale,
+                "negative_prompt": negative_prompt,
+                "num_steps": num_steps,
+                "sampler": _first(self.sampler, defaults.sampler),
+                "seed": secrets.randbelow(_RANDOM_SEEDS) if self.seed is None else self.seed,
+                "width": width,
+                "height": height,
+                "strength": strength,
+                "original_size": self.original_size or (height, width),
+                "crop_top_left": self.crop_top_left or (0, 0),
+            }
+        )
+
+    def _size(self, defaults: GenerationDefaults, init_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Return (width, height): the request's, else the initial picture's, else the model's."""
+        default_width, default_height = init_size or (defaults.width, defaults.height)
+        width, height = _first(self.width, default_width), _first(self.height, default_height)
+        if init_size is not None and (width % SIZE_MULTIPLE_PX or height % SIZE_MULTIPLE_PX):
+            remedy = f"resize it with width {_rounded(width)} and height {_rounded(height)}"
+            raise InvalidValue("init_image", f"{width}x{height} px", f"sides that are multiples of {SIZE_MULTIPLE_PX}", remedy)
+        _check_size("width", width)
+        _check_size("height", height)
+        return width, height
+
+
+def _first(value: _Value | None, default: _Value) -> _Value:
+    """Return `value` unless it is None."""
+    return default if value is None else value
+
+
+def _rounded(size: int) -> int:
+    """Return the nearest allowed size."""
+    nearest = round(size / SIZE_MULTIPLE_PX) * SIZE_MULTIPLE_PX
+    return min(max(nearest, MIN_SIZE_PX), MAX_SIZE_PX)
+
+
+def _check_range(field: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidValue(field, value, f"a whole number from {low} to {high}", "change the value")
+
+
+def _check_size(field: str, value: int | None) -> None:
+    if value is None:
+        return
+    if value % SIZE_MULTIPLE_PX or not MIN_SIZE_PX <= value <= MAX_SIZE_PX:
+        allowed = f"a multiple of {SIZE_MULTIPLE_PX} from {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels"
+        raise InvalidValue(field, value, allowed, f"take {_rounded(value)}")
+
+
+def _negative_without_guidance(negative_prompt: str) -> InvalidValue:
+    return InvalidValue("negative_prompt", negative_prompt, "only with guidance_scale above 1", "raise it or drop this")
