@@ -1,0 +1,90 @@
+"""Case `generate`: seconds a picture with a loaded engine, seconds and peak memory of the whole cold command."""
+
+from __future__ import annotations
+
+import tempfile
+
+from vega_diffusion.benchmarks.protocol import Timing, run_command, summarise, time_interleaved
+from vega_diffusion.benchmarks.report import Bar, Measurement
+
+PROMPT = "a cat next to a slice of pizza"
+
+
+def measure(model: str = "vega-mini", num_steps: int = 25, repeats: int = 7, threads: int = 0) -> Measurement:
+    """Time pictures in the model's own size with the model's own guidance.
+
+    Args:
+        model: A name, a diffusers folder or a Hub id.
+        num_steps: Sampler steps; with guidance, each calls the U-Net on two rows.
+        repeats: Timed rounds of a warm picture; the cold command runs five times.
+        threads: Torch threads of this process; 0 leaves the default, one a core. The cold command takes the default.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    warm, size = time_warm(model, num_steps, repeats)
+    cold, peaks = time_cold(model, num_steps)
+    warm_summary, cold_summary = summarise(warm), summarise(cold)
+    peak_gb = max(peaks) / 1e9
+    return Measurement(
+        samples={
+            "warm_wall_s": [timing.wall_s for timing in warm],
+            "warm_cpu_s": [timing.cpu_s for timing in warm],
+            "cold_wall_s": [timing.wall_s for timing in cold],
+            "cold_cpu_s": [timing.cpu_s for timing in cold],
+            "cold_peak_bytes": peaks,
+        },
+        summary={
+            **{f"warm_{name}": value for name, value in warm_summary.items()},
+            **{f"cold_{name}": value for name, value in cold_summary.items()},
+            "peak_gb": round(peak_gb, 3),
+            "model": model,
+            "size": size,
+            "num_steps": num_steps,
+        },
+        bars=(
+            Bar(
+                what=f"a picture, engine loaded ({size}, {num_steps} steps with guidance)",
+                measured=warm_summary["median_s"],
+                unit="s",
+                limit=1.0,
+                better="lower",
+            ),
+            Bar(
+                what="`vega generate` from start to end, cold",
+                measured=cold_summary["median_s"],
+                unit="s",
+                limit=8.0,
+                better="lower",
+            ),
+            Bar(what="its peak memory", measured=peak_gb, unit="GB", limit=1.5, better="lower"),
+        ),
+        seeds=tuple(range(repeats)),
+        protocol=f"one warm-up; {repeats} warm pictures, seeds 0, 1, ...; five fresh interpreters, seed 0; "
+        "goals are held by medians and by the largest peak; 1 GB = 10^9 bytes",
+    )
+
+
+def time_warm(model: str, num_steps: int, repeats: int) -> tuple[list[Timing], str]:
+    """Return timings of pictures from one loaded engine, and the size of a picture as text."""
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.specs.request import GenerateRequest
+
+    engine = Engine.load(model)
+
+    def draw(index: int) -> tuple[int, int]:
+        request = GenerateRequest(prompt=PROMPT, num_steps=num_steps, seed=max(index, 0))
+        return engine.generate(request)[0].image.size
+
+    width, height = draw(-1)
+    return time_interleaved({"warm": draw}, repeats=repeats)["warm"], f"{width} x {height} px"
+
+
+def time_cold(model: str, num_steps: int, repeats: int = 5) -> tuple[list[Timing], list[float]]:
+    """Return timings and peak bytes of whole `vega generate` commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["vega_diffusion.cli.main", "generate", PROMPT, "--model", model, "--seed", "0"]
+        command += ["--num-steps", str(num_steps), "--output", folder]
+        runs = [run_command(command) for _ in range(repeats + 1)][1:]
+    return [run.timing for run in runs], [float(run.peak_bytes) for run in runs]

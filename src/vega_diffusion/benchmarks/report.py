@@ -1,0 +1,160 @@
+"""What a measurement leaves behind: one schema, one file a case and hardware, one JSON line on stdout.
+
+What lives here: the result's schema, the description of the machine and of the code, writing and reading result files.
+What does not: measuring (`protocol` and the cases), README's tables (`tables`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from vega_diffusion.errors import MissingFile, VegaError
+from vega_diffusion.specs.base import Spec
+
+RESULTS = Path("benchmarks") / "results"
+VERSIONED = ("torch", "diffusers", "transformers", "numpy", "vega-diffusion")
+
+
+class Bar(Spec):
+    """A goal that a case has, what was measured against it, and whether it is met.
+
+    `better` says on which side of the limit the goal lies: "lower" means measured <= limit.
+    """
+
+    what: str
+    measured: float
+    unit: str
+    limit: float
+    better: Literal["lower", "higher"]
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured value is on the right side of the limit (the limit itself counts)."""
+        return self.measured <= self.limit if self.better == "lower" else self.measured >= self.limit
+
+
+class Measurement(Spec):
+    """What a case returns: raw samples by name, a summary computed from them, its bars, and the seeds it used."""
+
+    samples: dict[str, list[float]]
+    summary: dict[str, float | int | str]
+    bars: tuple[Bar, ...] = ()
+    seeds: tuple[int, ...] = ()
+    protocol: str
+
+
+class Hardware(Spec):
+    """The machine as far as it bears on figures; `name` is the folder of its result files."""
+
+    name: str
+    processor: str
+    cores: PositiveInt
+    memory_gib: float
+    accelerator: str | None
+    system: str
+
+
+class Result(Spec):
+    """One result file."""
+
+    schema_version: Literal[1] = 1
+    case: str
+    command: str
+    commit: str | None
+    dirty: bool | None
+    finished: str
+    hardware: Hardware
+    threads: PositiveInt
+    load_before: float
+    versions: dict[str, str]
+    measurement: Measurement
+
+
+def describe_hardware() -> Hardware:
+    """Return what machine this is: the accelerator names it where there is one, else the processor."""
+    import torch
+
+    processor = processor_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    plain = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b", " ", (accelerator or f"{cores} core {processor}").lower())
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return Hardware(
+        name=name,
+        processor=processor,
+        cores=cores,
+        memory_gib=round(memory, 1),
+        accelerator=accelerator,
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    )
+
+
+def processor_name() -> str:
+    """Return the processor's own name where the system tells it, else its architecture."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def git(*arguments: str) -> str | None:
+    """Return what a git command prints about the current folder, or None outside a repository."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def make_result(case: str, command: str, measurement: Measurement, *, threads: int, load_before: float) -> Result:
+    """Put a measurement together with everything that one must know to repeat it.
+
+    Result files themselves do not make the code dirty: each case that runs writes one.
+    """
+    changes = git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
+    return Result(
+        case=case,
+        command=command,
+        commit=git("rev-parse", "HEAD"),
+        dirty=None if changes is None else bool(changes),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=describe_hardware(),
+        threads=threads,
+        load_before=round(load_before, 2),
+        versions={name: metadata.version(name) for name in VERSIONED},
+        measurement=measurement,
+    )
+
+
+def write_result(result: Result, root: Path = RESULTS) -> Path:
+    """Write a result to `root/HARDWARE/CASE.json`, replacing an older one only when the new file is whole."""
+    path = root / result.hardware.name / f"{result.case}.json"
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(result.to_json(indent=1) + "\n")
+        part.replace(path)
+    except OSError as error:
+        raise VegaError(f"{path}: cannot be written ({error.strerror}); give a folder with --output") from error
+    return path
+
+
+def read_results(root: Path = RESULTS) -> list[Result]:
+    """Read every result file under `root`, by hardware and case.
+
+    Raises:
+        MissingFile: `root` is no folder.
+    """
+    if not root.is_dir():
+        raise MissingFile(f"{root}: no such folder; run `python -m vega_diffusion.benchmarks CASE` first")
+    return [Result.from_json(path.read_text()) for path in sorted(root.glob("*/*.json"))]

@@ -1,0 +1,59 @@
+"""README's table of figures, made from result files and from nothing else.
+
+What lives here: text from results. What does not: measuring, and any number written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vega_diffusion.benchmarks.report import Bar, Result
+
+BEGIN, END = "<!-- results:begin (make docs) -->", "<!-- results:end -->"
+
+
+def bars_table(results: Sequence[Result]) -> str:
+    """Return one Markdown table a machine: every bar with what was measured, the limit and the command."""
+    parts: list[str] = []
+    for name in sorted({result.hardware.name for result in results}):
+        of_machine = [result for result in results if result.hardware.name == name and result.measurement.bars]
+        if not of_machine:
+            continue
+        hardware = of_machine[0].hardware
+        title = hardware.accelerator or f"{hardware.cores} cores of {hardware.processor}"
+        parts += [f"**{title}**, {hardware.memory_gib:.0f} GiB of memory", ""]
+        parts += ["| what | measured | goal | met | command |", "|---|---|---|---|---|"]
+        parts += [row(bar, result) for result in of_machine for bar in result.measurement.bars]
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
+def row(bar: Bar, result: Result) -> str:
+    """Return one line of the table."""
+    sign = "<=" if bar.better == "lower" else ">="
+    met = "yes" if bar.met else "**no**"
+    return (
+        f"| {bar.what} | {number(bar.measured)} {bar.unit} | {sign} {number(bar.limit)} {bar.unit} "
+        f"| {met} | `{result.command}` |"
+    )
+
+
+def number(value: float) -> str:
+    """Return a value with three significant digits, and without an exponent."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def fill(text: str, results: Sequence[Result]) -> str:
+    """Return `text` with what stands between the two markers replaced by the table.
+
+    Raises:
+        ValueError: A marker is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the markers {BEGIN} and {END} are missing")
+    table = bars_table(results)
+    return before + begin + "\n" + (table + "\n" if table else "") + end + after

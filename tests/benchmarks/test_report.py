@@ -1,0 +1,108 @@
+"""Result files and README's table: one schema, nothing written by hand, nothing claimed without a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vega_diffusion.benchmarks.__main__ import CASES, main
+from vega_diffusion.benchmarks.report import Bar, Measurement, Result, make_result, read_results, write_result
+from vega_diffusion.benchmarks.tables import BEGIN, END, bars_table, fill, number
+from vega_diffusion.errors import MissingFile, VegaError
+
+ROOT = Path(__file__).parents[2]
+
+
+def example(measured: float = 0.5) -> Result:
+    bar = Bar(what="a thing", measured=measured, unit="s", limit=0.6, better="lower")
+    measurement = Measurement(samples={"wall_s": [measured]}, summary={"median_s": measured}, bars=(bar,), protocol="p")
+    return make_result("thing", "python -m x thing", measurement, threads=1, load_before=0.1)
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    result = example()
+    path = write_result(result, tmp_path)
+    assert path == tmp_path / result.hardware.name / "thing.json"
+    assert read_results(tmp_path) == [result]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_result_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("old")
+    with pytest.raises(VegaError, match="--output"):
+        write_result(example(), blocked)
+    assert blocked.read_text() == "old"
+
+
+def test_reading_a_missing_folder_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="benchmarks CASE"):
+        read_results(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("measured", "better", "met"),
+    [(1.0, "lower", True), (1.01, "lower", False), (1.0, "higher", True), (0.9, "higher", False)],
+)
+def test_a_bar_is_met_on_its_side_and_at_its_limit(measured: float, better: str, met: bool) -> None:
+    bar = Bar.from_dict({"what": "x", "measured": measured, "unit": "s", "limit": 1.0, "better": better})
+    assert bar.met is met
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0218, "0.02"), (7.0, "7"), (27.31, "27.3"), (1411.2, "1411"), (100.0, "100"), (0.5, "0.5")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_table_marks_a_missed_goal_and_replaces_only_what_is_between_the_markers() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    filled = fill(text, [example(0.7)])
+    assert "| a thing | 0.7 s | <= 0.6 s | **no** | `python -m x thing` |" in filled
+    assert "old" not in filled
+    assert filled.startswith("before\n")
+    assert filled.endswith("after\n")
+    assert fill(filled, [example(0.7)]) == filled
+
+
+def test_without_results_there_is_no_table() -> None:
+    assert bars_table([]) == ""
+    with pytest.raises(ValueError, match="markers"):
+        fill("no markers", [])
+
+
+def test_readme_holds_exactly_what_the_result_files_give() -> None:
+    readme = (ROOT / "README.md").read_text()
+    results = ROOT / "benchmarks" / "results"
+    assert fill(readme, read_results(results) if results.is_dir() else []) == readme
+
+
+def test_committed_results_name_a_known_case_and_a_clean_commit() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    for result in read_results(folder) if folder.is_dir() else []:
+        assert result.case in CASES
+        assert result.commit is not None
+        assert result.dirty is False, f"{result.case}: measure it again on a clean checkout"
+        assert result.command.startswith(f"python -m vega_diffusion.benchmarks {result.case}")
+
+
+def test_the_command_writes_its_file_and_ends_with_one_json_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["cli-help", "--repeats", "5", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (result,) = read_results(tmp_path)
+    assert Result.from_json(printed[-1]) == result
+    assert len(result.measurement.samples["wall_s"]) == 5
+    assert json.loads(printed[-1])["command"] == "python -m vega_diffusion.benchmarks cli-help --repeats 5"
+
+
+def test_an_unknown_case_is_one_line_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speed"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(case in error for case in CASES)
