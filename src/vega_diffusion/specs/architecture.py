@@ -262,6 +262,7 @@ class NoiseScheduleSpec(Spec):
         return self.model_dump(mode="json", exclude={"scheduler"}) | {
             "clip_sample": False,
             "interpolation_type": "linear",
+            "sample_max_value": 1.0,
             "set_alpha_to_one": False,
             "skip_prk_steps": True,
             "trained_betas": None,
