@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vega_diffusion.data.scenes.atlas import sample_folder
 from vega_diffusion.data.scenes.icons import PACKAGES
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,14 @@ def test_notice_names_every_source_of_pictures() -> None:
         "emojilib",
     ):
         assert phrase in notice
+
+
+def test_notice_says_rightly_what_the_committed_sample_holds() -> None:
+    sample = json.loads((sample_folder() / "index.json").read_text())["styles"]
+    rows = [line.split() for line in (ROOT / "NOTICE").read_text().splitlines()]
+    said = {row[0]: row[-1] == "yes" for row in rows if row and row[0] in {package.style for package in PACKAGES}}
+    assert said == {package.style: package.style in sample for package in PACKAGES}
+    assert said["emojione"] is False, "the held-out style may not slip into what training can see"
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
