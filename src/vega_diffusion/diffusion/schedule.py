@@ -56,10 +56,7 @@ class NoiseSchedule:
 
 
 def scaled_linear(
-    num_timesteps: int = 1000,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    zero_terminal_snr: bool = False,
+    num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, zero_terminal_snr: bool = False
 ) -> NoiseSchedule:
     """Return SDXL's schedule: betas whose square roots are evenly spaced.
 
@@ -69,10 +66,37 @@ def scaled_linear(
         beta_end: Last beta, < 1.
         zero_terminal_snr: Shift and scale sqrt(a_t) so that the last timestep is pure noise.
 
-    Source: Rombach et al. 2022 (arXiv 2112.10752), the released code's "scaled_linear"; zero terminal SNR: Lin et al.
-    2023, algorithm 1 (arXiv 2305.08891).
+    Source: Rombach et al. 2022 (arXiv 2112.10752), the released code's "scaled_linear".
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float32) ** 2
+    return from_betas(betas, zero_terminal_snr)
+
+
+def linear(
+    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
+    """Return evenly spaced betas; arguments as for `scaled_linear`.
+
+    Source: Ho et al. 2020, section 4 (arXiv 2006.11239).
+    """
+    return from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float32), zero_terminal_snr)
+
+
+def squared_cosine(num_timesteps: int = 1000, zero_terminal_snr: bool = False) -> NoiseSchedule:
+    """Return betas that follow a_t = cos((t/T + 0.008) / 1.008 * pi / 2)^2, each at most 0.999.
+
+    Source: Nichol and Dhariwal 2021, equation 17 (arXiv 2102.09672).
+    """
+    ticks = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    alphas = torch.cos((ticks + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return from_betas((1 - alphas[1:] / alphas[:-1]).clamp(max=0.999).float(), zero_terminal_snr)
+
+
+def from_betas(betas: Tensor, zero_terminal_snr: bool = False) -> NoiseSchedule:
+    """Return the schedule of betas `[T]`, a_t = product of (1 - beta) up to t.
+
+    Source: zero terminal SNR: Lin et al. 2023, algorithm 1 (arXiv 2305.08891).
+    """
     alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
     if zero_terminal_snr:
         roots = alphas_cumprod.sqrt()

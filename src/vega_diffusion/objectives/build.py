@@ -6,9 +6,11 @@ from typing import assert_never
 
 from torch import nn
 
+from vega_diffusion.diffusion.schedule import NoiseSchedule, linear, scaled_linear, squared_cosine
 from vega_diffusion.objectives.autoencoding import Autoencoding
+from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.objectives.protocol import Objective
-from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.architecture import ModelSpec, NoiseScheduleSpec
 from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec, ObjectiveSpec, SceneTextSpec
 
 
@@ -23,10 +25,27 @@ def build_objective(spec: ObjectiveSpec, model: ModelSpec, frozen: dict[str, nn.
     match spec:
         case AutoencodingSpec():
             return Autoencoding(spec)
-        case DenoisingSpec() | SceneTextSpec():
+        case DenoisingSpec():
+            return Denoising(spec, model.schedule.prediction_type, build_schedule(model.schedule), frozen)
+        case SceneTextSpec():
             raise NotImplementedError(spec.kind)
         case _:
             assert_never(spec)
+
+
+def build_schedule(spec: NoiseScheduleSpec) -> NoiseSchedule:
+    """Return the noise schedule that a model's spec describes."""
+    betas = {"beta_start": spec.beta_start, "beta_end": spec.beta_end}
+    zero = spec.rescale_betas_zero_snr
+    match spec.beta_schedule:
+        case "scaled_linear":
+            return scaled_linear(spec.num_train_timesteps, zero_terminal_snr=zero, **betas)
+        case "linear":
+            return linear(spec.num_train_timesteps, zero_terminal_snr=zero, **betas)
+        case "squaredcos_cap_v2":
+            return squared_cosine(spec.num_train_timesteps, zero_terminal_snr=zero)
+        case _:
+            assert_never(spec.beta_schedule)
 
 
 def build_heads(spec: ObjectiveSpec, model: ModelSpec, seed: int) -> nn.Module | None:

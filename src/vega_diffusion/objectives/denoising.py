@@ -1,0 +1,78 @@
+"""Denoising: predict the noise (or v, or x0) that was mixed into latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vega_diffusion.data.batches import Batch
+from vega_diffusion.diffusion.parameterisation import PredictionType, training_target
+from vega_diffusion.diffusion.randomness import PositionRng
+from vega_diffusion.diffusion.schedule import NoiseSchedule
+from vega_diffusion.diffusion.weighting import min_snr_weight
+from vega_diffusion.objectives.conditioning import encode_tokens, silence
+from vega_diffusion.objectives.protocol import Loss
+from vega_diffusion.specs.objective import DenoisingSpec
+
+
+class Denoising:
+    """Squared error of a student's `unet`, weighted over timesteps; the text encoders may be students too.
+
+    Batches hold `latents [B, C, H, W]` (scaled, fp32), `time_ids [B, 6]` and the text: either `prompt_embeds` and
+    `pooled_prompt_embeds`, or `input_ids` and `input_ids_2`, which are encoded here, by the student's own encoders
+    where it has them. `keep`, bool `[B]`, is False where the condition is to be zeros.
+
+    Args:
+        spec: Weighting.
+        prediction_type: What the network predicts.
+        schedule: The noise schedule.
+        frozen: `text_encoder` and `text_encoder_2` where the student does not train them.
+
+    Source: Ho et al. 2020, algorithm 1 (arXiv 2006.11239).
+    """
+
+    def __init__(
+        self, spec: DenoisingSpec, prediction_type: PredictionType, schedule: NoiseSchedule, frozen: dict[str, nn.Module]
+    ) -> None:
+        self.spec, self.prediction_type, self.schedule, self.frozen = spec, prediction_type, schedule, frozen
+
+    def to(self, device: torch.device) -> None:
+        """Move the schedule and the frozen encoders."""
+        self.schedule = self.schedule.to(device)
+        for module in self.frozen.values():
+            module.to(device)
+
+    def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
+        """Return the weighted loss; the part `mse` is the unweighted error."""
+        x0 = batch.tensors["latents"]
+        timesteps = rng.integers(0, self.schedule.num_timesteps, "timestep")
+        noise = rng.normal(x0.shape[1:], "noise")
+        x_t = self.schedule.add_noise(x0, noise, timesteps)
+        prompt_embeds, added = self.condition(student, batch)
+        predicted = student.get_submodule("unet")(
+            x_t, timesteps, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
+        ).sample
+        target = training_target(self.prediction_type, self.schedule, x0, noise, timesteps)
+        mse = (predicted.float() - target).square().flatten(1).mean(dim=1)
+        return Loss.from_samples(mse * self.weights(timesteps), {"mse": mse})
+
+    def weights(self, timesteps: Tensor) -> Tensor:
+        """Return each sample's loss weight, `[B]`."""
+        if self.spec.min_snr_gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        return min_snr_weight(self.schedule.snr(timesteps), self.spec.min_snr_gamma, self.prediction_type)
+
+    def condition(self, student: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return `prompt_embeds` and the added condition (`text_embeds`, `time_ids`)."""
+        tensors = batch.tensors
+        if "prompt_embeds" in tensors:
+            embeds, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
+        else:
+            encoders = (self._encoder(student, "text_encoder"), self._encoder(student, "text_encoder_2"))
+            embeds, pooled = encode_tokens(*encoders, tensors["input_ids"], tensors["input_ids_2"])
+        if "keep" in tensors:
+            embeds, pooled = silence(embeds, pooled, tensors["keep"])
+        return embeds, {"text_embeds": pooled, "time_ids": tensors["time_ids"].to(pooled.dtype)}
+
+    def _encoder(self, student: nn.Module, name: str) -> nn.Module:
+        return getattr(student, name, None) or self.frozen[name]
