@@ -133,7 +133,9 @@ def fetch_from_hub(hub_id: str) -> Path:
 
     try:
         try:
-            wanted = files_to_fetch(HfApi().list_repo_files(hub_id))
+            # One request without retries: no network must be told at once, not after half a minute of attempts.
+            listing = HfApi().model_info(hub_id, timeout=10).siblings or []
+            wanted = files_to_fetch(sibling.rfilename for sibling in listing)
             return Path(snapshot_download(hub_id, allow_patterns=wanted))
         except (GatedRepoError, RepositoryNotFoundError, UnreadableModel):
             raise

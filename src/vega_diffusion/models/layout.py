@@ -131,6 +131,8 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise MissingFile(f"model: folder {str(folder)!r} does not exist; give a model folder or a known name")
+    if not (folder / MODEL_INDEX).is_file():
+        raise MissingFile(f"model: folder {str(folder)!r} holds no {MODEL_INDEX}; give a diffusers model folder")
     index = read_json(folder / MODEL_INDEX)
     kind = str(index.get("_class_name", ""))
     # Image-to-image and inpainting variants, LCM and community pipelines share the components: judge by those.
