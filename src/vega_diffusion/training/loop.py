@@ -345,8 +345,8 @@ class Trainer:
         if state.extra["source"] != self.source.fingerprint():
             raise VegaError(f"data: other samples than when the run was saved; {new_run}")
         if state.extra["inputs"] != self.inputs:
-            names = [n for n in state.extra["inputs"] if state.extra["inputs"][n] != self.inputs.get(n)]
-            raise VegaError(f"model.weights.{names[0] if names else '?'}: other weights than before; {new_run}")
+            names = dict(state.extra["inputs"].items() ^ self.inputs.items())
+            raise VegaError(f"model.weights.{min(names)}: other weights than before; {new_run}")
         if self.init_from is not None and self.init_from != state.extra["init_from"]:
             raise VegaError(f"--init-from: the run is already at step {state.step}; leave it out or use --run-name")
         if state.step > self.recipe.steps:
