@@ -47,12 +47,20 @@ def resolve_model(model: str | Path) -> Path:
         Unavailable: A Hub id that cannot be fetched (no network, no such repository, no access).
         UnreadableModel: The folder is incomplete or holds another kind of model.
     """
-    folder = _find(model)
+    folder = find_folder(model)
     check_folder(folder)
     return folder
 
 
-def _find(model: str | Path) -> Path:
+def find_folder(model: str | Path, configs_only: bool = False) -> Path:
+    """Return the folder of a model without a look inside; `configs_only` fetches no weights from the Hub.
+
+    Raises:
+        InvalidValue: No such model.
+        MissingFile: A known name whose weights are not in this installation.
+        Unavailable: A Hub id that cannot be fetched.
+        UnreadableModel: A file instead of a folder, or a repository without the files of a model.
+    """
     name = str(model)
     if name in EMBEDDED:
         return _existing(package_root() / "assets" / name, f"{name}: this installation lacks its weights; reinstall it")
@@ -72,7 +80,7 @@ def _find(model: str | Path) -> Path:
             f"{name}: an architecture whose weights are not shipped here; use --model {HUB_IDS[name]} (from the Hub)"
         )
     if _HUB_ID.fullmatch(name):
-        return fetch_from_hub(name)
+        return fetch_from_hub(name, configs_only)
     names = ", ".join((*EMBEDDED, *TEACHERS))
     raise InvalidValue("model", name, f"{names}, a model folder, or a Hub id owner/name", "check the spelling")
 
@@ -122,8 +130,12 @@ def files_to_fetch(names: Iterable[str]) -> list[str]:
     return chosen
 
 
-def fetch_from_hub(hub_id: str) -> Path:
+def fetch_from_hub(hub_id: str, configs_only: bool = False) -> Path:
     """Fetch what is needed of a Hub repository into the Hub's cache; without network take what the cache has.
+
+    Args:
+        hub_id: `owner/name`.
+        configs_only: Fetch the small files that describe the model, no weights.
 
     Raises:
         Unavailable: It is neither reachable nor cached.
@@ -135,7 +147,8 @@ def fetch_from_hub(hub_id: str) -> Path:
         try:
             # One request without retries: no network must be told at once, not after half a minute of attempts.
             listing = HfApi().model_info(hub_id, timeout=10).siblings or []
-            wanted = files_to_fetch(sibling.rfilename for sibling in listing)
+            names = [sibling.rfilename for sibling in listing]
+            wanted = [name for name in names if name.endswith(".json")] if configs_only else files_to_fetch(names)
             return Path(snapshot_download(hub_id, allow_patterns=wanted))
         except (GatedRepoError, RepositoryNotFoundError, UnreadableModel):
             raise
