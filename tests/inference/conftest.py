@@ -1,4 +1,4 @@
-"""Tiny SDXL-shaped model folders with random weights, made once a session."""
+"""Tiny SDXL-shaped model folders with random weights, made once a session in the published layout."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.export import ModelParts, save_model
 from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.models.tokenizer import byte_tokenizer
 from vega_diffusion.models.unet import build_unet
@@ -17,35 +17,53 @@ from vega_diffusion.specs.presets import preset
 
 
 def write_folder(spec: ModelSpec, folder: Path) -> Path:
-    """Write a model of that spec with random weights."""
+    """Write a model of that spec with random weights, fp32."""
     torch.manual_seed(0)
     assert spec.text_encoder_2 is not None
-    tokenizers = [byte_tokenizer(spec.text_encoder.vocab_size, *pad) for pad in ((), ("!",))]
-    pipeline = StableDiffusionXLPipeline(
-        vae=build_autoencoder(spec.autoencoder),
+    size = spec.text_encoder.vocab_size
+    parts = ModelParts(
+        unet=build_unet(spec.unet),
+        autoencoder=build_autoencoder(spec.autoencoder),
         text_encoder=build_text_encoder(spec.text_encoder),
         text_encoder_2=build_text_encoder(spec.text_encoder_2),
-        tokenizer=tokenizers[0].build(),
-        tokenizer_2=tokenizers[1].build(),
-        unet=build_unet(spec.unet),
-        scheduler=EulerDiscreteScheduler.from_config(spec.schedule.to_config()),
+        tokenizer=byte_tokenizer(size),
+        tokenizer_2=byte_tokenizer(size, "!"),
     )
-    pipeline.save_pretrained(folder)
-    for tokenizer, name in zip(tokenizers, ("tokenizer", "tokenizer_2"), strict=True):
-        tokenizer.write(folder / name)
+    save_model(folder, spec, parts, precisions=("fp32",))
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_spec() -> ModelSpec:
-    """vega-mini's shape at a third of its width and 64 px."""
+def tiny(**unet: object) -> ModelSpec:
+    """vega-mini's shape at half its width and 64 px, with changes to its U-Net."""
     spec = preset("vega-mini")
-    unet = spec.unet.model_copy(update={"block_out_channels": (16, 32, 48), "sample_size": 8, "norm_num_groups": 8})
-    generation = spec.generation.model_copy(update={"width": 64, "height": 64})
-    return spec.model_copy(update={"unet": unet, "generation": generation})
+    small: dict[str, object] = {"block_out_channels": (16, 32, 48), "sample_size": 8, "norm_num_groups": 8}
+    defaults = spec.generation.model_copy(update={"width": 64, "height": 64})
+    return spec.model_copy(
+        update={"unet": spec.unet.model_copy(update=small | unet), "generation": defaults, "name": "tiny"}
+    )
+
+
+# name -> changes to the U-Net: what published compact models do, and what nobody has published
+SHAPES: dict[str, dict[str, object]] = {
+    "tiny": {},
+    "no-mid-block": {"mid_block_type": None},
+    "attention-mid-block": {"mid_block_type": "UNetMidBlock2DCrossAttn", "transformer_layers_per_block": (1, 2, 3)},
+    "asymmetric": {
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": ((1, 1), (1, 2), (2, 1)),
+        "reverse_transformer_layers_per_block": ((3, 1, 1), (2, 1, 1), (1, 1, 1)),
+    },
+}
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of `tiny_spec`."""
-    return write_folder(tiny_spec, tmp_path_factory.mktemp("models") / "tiny")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of all `SHAPES`."""
+    home = tmp_path_factory.mktemp("models")
+    return {name: write_folder(tiny(**changes), home / name) for name, changes in SHAPES.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(model_folders: dict[str, Path]) -> Path:
+    """The folder of the plain shape."""
+    return model_folders["tiny"]

@@ -5,6 +5,7 @@ What a model folder looks like is `models/checkpoint.py`'s matter; what is done 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +13,23 @@ from threading import RLock
 from typing import Any, Self
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 
-from vega_diffusion.errors import InvalidValue, Unavailable
+from vega_diffusion.errors import InvalidValue, Unavailable, UnreadableModel
 from vega_diffusion.inference.prompts import TextStack
-from vega_diffusion.inference.temporary_loading import (
-    load_component,
+from vega_diffusion.models.checkpoint import (
+    load_autoencoder,
+    load_scheduler_config,
+    load_text_encoder,
     load_tokenizer,
-    model_digest,
-    resolve_model,
-    stored_parameters,
+    load_unet,
 )
 from vega_diffusion.models.detect import load_spec
-from vega_diffusion.models.layout import (
-    SCHEDULER_CONFIG,
-    TOKENIZERS,
-    WEIGHT_STEMS,
-    WeightName,
-    check_folder,
-    read_json,
-)
+from vega_diffusion.models.digest import model_digest
+from vega_diffusion.models.find import resolve_model
+from vega_diffusion.models.layout import TOKENIZERS, WEIGHT_STEMS, find_weights
 from vega_diffusion.specs.architecture import ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -132,34 +131,40 @@ class Components:
         if dtype != "auto":
             choose_dtype(dtype, place, 0)
         folder = resolve_model(name)
-        check_folder(folder)
+        spec = load_spec(folder)
+        if not spec.is_sdxl_shaped or spec.unet.in_channels != spec.autoencoder.latent_channels:
+            raise UnreadableModel(
+                f"model: {name!r} is not an SDXL text-to-image model (two text encoders, size conditioning, "
+                f"U-Net input channels {spec.unet.in_channels}); choose an SDXL-shaped model"
+            )
         num_stored = {component: stored_parameters(folder, component) for component in WEIGHT_STEMS}
         numbers = choose_dtype(dtype, place, num_stored["unet"])
         num_bytes = sum(num_stored.values()) * numbers.itemsize
-        return cls(name, folder, load_spec(folder), place, numbers, choose_low_memory(low_memory, num_bytes, place))
+        return cls(name, folder, spec, place, numbers, choose_low_memory(low_memory, num_bytes, place))
 
     def text_stack(self) -> TextStack:
         """Return tokenizers and text encoders."""
         return self._part("text", self._load_text)
 
-    def unet(self) -> Any:
+    def unet(self) -> UNet2DConditionModel:
         """Return the U-Net."""
-        return self._part("unet", lambda: self._load("unet", self.dtype))
+        return self._part("unet", lambda: self._settle(load_unet(self.folder, self.spec.unet, self.dtype)))
 
-    def vae(self) -> Any:
+    def vae(self) -> AutoencoderKL:
         """Return the autoencoder; in float32 where its config asks for it and the model runs in float16."""
         wide = self.dtype == torch.float16 and self.spec.autoencoder.force_upcast
-        return self._part("vae", lambda: self._load("vae", torch.float32 if wide else self.dtype))
+        dtype = torch.float32 if wide else self.dtype
+        return self._part("vae", lambda: self._settle(load_autoencoder(self.folder, self.spec.autoencoder, dtype)))
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
         """Content of `scheduler_config.json`."""
-        return self._part("scheduler", lambda: read_json(self.folder / SCHEDULER_CONFIG))
+        return self._part("scheduler", lambda: load_scheduler_config(self.folder))
 
     @property
     def digest(self) -> str:
-        """Digest of weights and configs."""
-        return self._part("digest", lambda: model_digest(self.folder))
+        """Digest of the weights and configs that this dtype reads."""
+        return self._part("digest", lambda: model_digest(self.folder, self.dtype))
 
     def release(self, part: str) -> None:
         """Drop a part (`text`, `unet`, `vae`); it is read again when it is needed again."""
@@ -171,15 +176,33 @@ class Components:
     def _part(self, name: str, load: Callable[[], Any]) -> Any:
         with self._lock:
             if name not in self._parts:
-                self._parts[name] = load()
+                # Not as inference tensors, whoever asks: those could never be cast or trained.
+                with torch.inference_mode(False):
+                    self._parts[name] = load()
             return self._parts[name]
 
-    def _load(self, component: WeightName, dtype: torch.dtype) -> Any:
-        return load_component(self.folder, component, dtype).to(self.device).eval().requires_grad_(False)
+    def _settle(self, module: Any) -> Any:
+        return module.to(self.device).eval().requires_grad_(False)
 
     def _load_text(self) -> TextStack:
+        first, second = self.spec.text_encoder, self.spec.text_encoder_2
+        assert second is not None, "checked in open"
         return TextStack(
             [load_tokenizer(self.folder, name) for name in TOKENIZERS],
-            [self._load("text_encoder", self.dtype), self._load("text_encoder_2", self.dtype)],
-            self.spec.force_zeros_for_empty_prompt,
+            [
+                self._settle(load_text_encoder(self.folder, "text_encoder", first, self.dtype)),
+                self._settle(load_text_encoder(self.folder, "text_encoder_2", second, self.dtype)),
+            ],
         )
+
+
+def stored_parameters(folder: Path, component: str) -> int:
+    """Return how many numbers the weight files of a component hold; reads their headers only."""
+    count = 0
+    for path in find_weights(folder, component).paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UnreadableModel(f"{path}: truncated or not a safetensors file ({error}); fetch it again") from error
+    return count

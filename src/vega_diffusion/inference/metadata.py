@@ -125,11 +125,15 @@ def read_record(path: Path) -> PictureRecord:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable picture"
         raise MissingFile(f"from: {str(path)!r} cannot be read ({reason}); give a PNG made by vega generate") from error
     if text is None:
-        raise VegaError(f"from: {str(path)!r} holds no vega record; allowed: a PNG made by vega generate; give the prompt")
+        raise VegaError(
+            f"from: {str(path)!r} holds no vega record; allowed: a PNG made by vega generate; give the prompt"
+        )
     try:
         version = json.loads(text).get("version")
         if version != 1:
-            raise VegaError(f"from: {str(path)!r} has a record of version {version!r}; allowed: 1; update vega-diffusion")
+            raise VegaError(
+                f"from: {str(path)!r} has a record of version {version!r}; allowed: 1; update vega-diffusion"
+            )
         return PictureRecord.model_validate_json(text)
     except ValidationError as error:
         raise VegaError(f"from: {str(path)!r} has a damaged record ({as_vega_error(error)})") from error

@@ -35,15 +35,16 @@ def open_picture(path: str, field: str) -> Image.Image:
 def picture_to_tensor(picture: Image.Image, width: int, height: int) -> Tensor:
     """Return the picture resized to width x height pixels as `[1, 3, H, W]` in -1..1, float32."""
     resized = picture.resize((width, height), resample=Image.Resampling.LANCZOS).convert("RGB")
-    values = numpy.asarray(resized, dtype=numpy.float32) / 255.0
-    return 2.0 * torch.from_numpy(values.copy()).permute(2, 0, 1)[None] - 1.0
+    values = numpy.asarray(resized, dtype=numpy.float32)[None] / 255.0
+    # The batch axis first, then the turn: torch picks its kernels by memory layout, and diffusers' is this one.
+    return 2.0 * torch.from_numpy(values).permute(0, 3, 1, 2) - 1.0
 
 
 def mask_to_tensor(mask: Image.Image, width: int, height: int) -> Tensor:
     """Return the mask resized to width x height pixels as `[1, 1, H, W]` of 0 (keep) and 1 (redraw)."""
     resized = mask.resize((width, height), resample=Image.Resampling.LANCZOS).convert("L")
-    values = numpy.asarray(resized, dtype=numpy.float32) / 255.0
-    return (torch.from_numpy(values.copy())[None, None] >= 0.5).float()
+    values = numpy.asarray(resized, dtype=numpy.float32)[None, :, :, None] / 255.0
+    return (torch.from_numpy(values).permute(0, 3, 1, 2) >= 0.5).float()
 
 
 def tensor_to_picture(image: Tensor) -> Image.Image:

@@ -23,12 +23,10 @@ class TextStack:
     Attributes:
         tokenizers: CLIP tokenizers.
         encoders: `CLIPTextModel` and `CLIPTextModelWithProjection`.
-        force_zeros: A missing negative prompt is zeros instead of the encoded empty text.
     """
 
     tokenizers: Sequence[Any]
     encoders: Sequence[Any]
-    force_zeros: bool
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +71,7 @@ def encode_plain(stack: TextStack, text: str, field: str = "prompt") -> EncodedT
     hidden, pooled, warnings = [], None, []
     for index, (tokenizer, encoder) in enumerate(zip(stack.tokenizers, stack.encoders, strict=True)):
         limit = stack.max_length(index)
-        ids = tokenizer(
-            text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
         if index == 0:
             warnings = _cut_warning(tokenizer, text, limit, field)
         output = encoder(ids.to(encoder.device), output_hidden_states=True)
@@ -92,7 +88,9 @@ def _cut_warning(tokenizer: Any, text: str, limit: int, field: str) -> list[str]
     if len(ids) <= limit:
         return []
     cut = tokenizer.decode(ids[limit - 1 : -1])
-    return [f"{field}: longer than {limit} tokens, so this part is not read: {cut!r}; shorten it, or use weighted syntax"]
+    return [
+        f"{field}: longer than {limit} tokens, so this part is not read: {cut!r}; shorten it, or use weighted syntax"
+    ]
 
 
 def time_ids(request: GenerateRequest, dtype: torch.dtype, device: torch.device) -> Tensor:

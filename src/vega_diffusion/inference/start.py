@@ -121,19 +121,27 @@ def starting_latents(
     if sources.mask is None:
         return Start(_noised(scheduler, clean, noise, timesteps), None)
 
+    # torch picks its kernels by memory layout: diffusers' inpainting works on contiguous latents, its img2img does not.
+    clean = clean.contiguous()
     # diffusers encodes the masked picture even for U-Nets that do not take it; its draw moves the generator on.
-    _noise(components, shape, generators)
+    drawn_in = torch.float32 if components.spec.autoencoder.force_upcast else components.dtype
+    _noise(components, shape, generators, drawn_in)
     mask = mask_to_tensor(sources.mask, request.width, request.height)
-    mask = torch.nn.functional.interpolate(mask, size=shape[-2:]).to(clean)
+    mask = torch.nn.functional.interpolate(mask, size=shape[-2:]).to(clean).contiguous()
     latents = noise * scheduler.init_noise_sigma if request.strength == 1.0 else None
     if latents is None:
         latents = _noised(scheduler, clean, noise, timesteps)
     return Start(latents, Kept(clean, noise, mask))
 
 
-def _noise(components: Components, shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
+def _noise(
+    components: Components,
+    shape: tuple[int, ...],
+    generators: Sequence[torch.Generator],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Draw one row a generator, on the CPU so that every device starts from the same noise."""
-    rows = [torch.randn(shape, generator=generator, dtype=components.dtype) for generator in generators]
+    rows = [torch.randn(shape, generator=generator, dtype=dtype or components.dtype) for generator in generators]
     return torch.cat(rows).to(components.device)
 
 

@@ -160,7 +160,9 @@ class GenerateRequest(Spec):
         width, height = _first(self.width, default_width), _first(self.height, default_height)
         if init_size is not None and (width % SIZE_MULTIPLE_PX or height % SIZE_MULTIPLE_PX):
             remedy = f"resize it with width {_rounded(width)} and height {_rounded(height)}"
-            raise InvalidValue("init_image", f"{width}x{height} px", f"sides that are multiples of {SIZE_MULTIPLE_PX}", remedy)
+            raise InvalidValue(
+                "init_image", f"{width}x{height} px", f"sides that are multiples of {SIZE_MULTIPLE_PX}", remedy
+            )
         _check_size("width", width)
         _check_size("height", height)
         return width, height
