@@ -136,6 +136,7 @@ class Scene:
         count: How many copies of object 1's noun there are, 1..4.
         style_in_caption: The caption names the style.
         background_in_caption: The caption names the background or place.
+        gender_in_caption: The caption says man or woman of a person whose drawing shows one.
     """
 
     objects: tuple[PlacedObject, ...]
@@ -149,6 +150,7 @@ class Scene:
     count: int = 1
     style_in_caption: bool = False
     background_in_caption: bool = False
+    gender_in_caption: bool = False
 
     @property
     def canvas_size(self) -> tuple[int, int]:
