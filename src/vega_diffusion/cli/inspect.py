@@ -77,7 +77,7 @@ def report(spec: ModelSpec, source: str, size: ModelSize, figure: str | None) ->
     """Return what `--json` prints: sizes, `blocks` (parameters by block), and the spec."""
     result: dict[str, Any] = {"model": spec.name, "family": spec.family, "source": source}
     result |= {key: value for key, value in size.to_dict().items() if key != "blocks"}
-    result |= {key: round(result[key], 3) for key in ("gmacs_512", "gmacs_1024")}
+    result |= {key: round(result[key], 3) for key in ("gmacs_512", "gmacs_1024", "gmacs_default")}
     result["blocks"] = {block.name: block.parameters for block in size.blocks}
     result["layers"] = {
         block.name: {"kind": block.kind, "resnets": block.resnets, "transformer_blocks": list(block.transformer_depths)}
@@ -93,7 +93,8 @@ def report(spec: ModelSpec, source: str, size: ModelSize, figure: str | None) ->
 def table(spec: ModelSpec, size: ModelSize, reference: ModelSpec, full: ModelSize) -> list[str]:
     """Return the lines of the readable table: totals, then the U-Net block by block."""
     lines = [_line("", spec.name, reference.name, f"of {reference.name}")]
-    for label, field in (
+    defaults = spec.generation
+    rows = [
         ("U-Net parameters", "unet_parameters"),
         ("transformer blocks", "transformer_blocks"),
         ("ResNet blocks", "resnets"),
@@ -103,7 +104,10 @@ def table(spec: ModelSpec, size: ModelSize, reference: ModelSpec, full: ModelSiz
         ("text encoder 2 parameters", "text_encoder_2_parameters"),
         ("autoencoder parameters", "vae_parameters"),
         ("all parameters", "total_parameters"),
-    ):
+    ]
+    if spec.family == "mini":
+        rows.insert(3, (f"GMACs at {defaults.width} px", "gmacs_default"))
+    for label, field in rows:
         own, other = getattr(size, field), getattr(full, field)
         lines.append(_line(label, _number(own), _number(other), _share(own, other)))
     lines += ["", _line("U-Net block", "parameters", reference.name, "share", "transformer blocks")]
@@ -114,24 +118,26 @@ def table(spec: ModelSpec, size: ModelSize, reference: ModelSpec, full: ModelSiz
         own_count, other_count = (block.parameters if block else None for block in (own, other))
         depths = f"{_depths(own)}  (of {_depths(other)})" if _depths(own) != _depths(other) else _depths(own)
         lines.append(_line(name, _number(own_count), _number(other_count), _share(own_count, other_count), depths))
-    defaults = spec.generation
+    negative = "none" if defaults.negative_prompt is None else repr(defaults.negative_prompt)
     lines += [
         "",
         f"generation defaults: {defaults.width}x{defaults.height} px, {defaults.num_steps} steps of "
-        f"{defaults.sampler}, guidance {defaults.guidance_scale:g}, negative prompt {defaults.negative_prompt!r}",
-        "GMACs: one U-Net forward for one picture, without guidance",
+        f"{defaults.sampler}, guidance {defaults.guidance_scale:g}, negative prompt {negative}",
+        "GMACs: 1e9 multiply-accumulates of one U-Net forward for one picture, without guidance",
     ]
     return lines
 
 
 def _line(label: str, own: str, other: str, share: str, note: str = "") -> str:
-    return f"{label:<26}{own:>15}{other:>15}{share:>11}  {note}".rstrip()
+    return f"{label:<26}{own:>15}{other:>15}{share:>14}  {note}".rstrip()
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if value >= 1 else f"{value:,.3f}"
 
 
 def _share(own: float | None, other: float | None) -> str:

@@ -149,7 +149,7 @@ class _Drawing:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise Unavailable(
-                "figure: matplotlib is not installed; it comes with the extra 'plots': pip install 'vega-diffusion[plots]'"
+                "figure: matplotlib is not installed; install the extra: pip install 'vega-diffusion[plots]'"
             ) from error
         self.spec, self.reference = spec, reference
         self.alone = reference is spec or spec.unet.same_network(reference.unet)

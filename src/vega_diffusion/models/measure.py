@@ -39,7 +39,8 @@ class BlockSize:
 class ModelSize:
     """Everything that `vega inspect` states about a model; parameters are counts, work is in units of 1e9 MACs.
 
-    `gmacs_512` and `gmacs_1024` are one U-Net forward for one picture of that many pixels a side, 77 text tokens.
+    `gmacs_512` and `gmacs_1024` are one U-Net forward for one picture of that many pixels a side, 77 text tokens;
+    `gmacs_default` for a picture of the model's default size.
     """
 
     unet_parameters: int
@@ -48,6 +49,7 @@ class ModelSize:
     attention_layers: int
     gmacs_512: float
     gmacs_1024: float
+    gmacs_default: float
     blocks: tuple[BlockSize, ...]
     text_encoder_parameters: int
     text_encoder_2_parameters: int | None
@@ -169,6 +171,7 @@ def measure_model(spec: ModelSpec) -> ModelSize:
         attention_layers=sum(len(block.transformer_depths) for block in blocks),
         gmacs_512=unet_macs(spec.unet, 512, 512, downscale) / 1e9,
         gmacs_1024=unet_macs(spec.unet, 1024, 1024, downscale) / 1e9,
+        gmacs_default=unet_macs(spec.unet, spec.generation.width, spec.generation.height, downscale) / 1e9,
         blocks=blocks,
         text_encoder_parameters=first,
         text_encoder_2_parameters=second,
