@@ -227,8 +227,8 @@ def _check_same_model(record: PictureRecord, engine: Engine) -> None:
     digest = engine.components.digest
     if record.model_digest != digest:
         raise VegaError(
-            f"from: the picture was made by weights {record.model_digest[:10]}, {record.model!r} now holds {digest[:10]}; "
-            "give --model with the original weights, or any --model to draw it with others"
+            f"from: the picture was made by weights {record.model_digest[:10]}, {record.model!r} now holds "
+            f"{digest[:10]}; allowed: the same weights; give --model to draw it with others"
         )
 
 

@@ -25,6 +25,7 @@ from vega_diffusion.inference.pictures import decode_latents, tensor_to_picture
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import Sources, remaining_timesteps, starting_latents
+from vega_diffusion.inference.weighting import encode_weighted, padded
 from vega_diffusion.specs.request import GenerateRequest
 
 _CACHED_TEXTS = 16
@@ -152,7 +153,7 @@ class Engine:
         """Encode the prompts of a resolved request: its row, its guidance, and warnings."""
         assert request.guidance_scale is not None, "a resolved request"
         prompt = self._encoded(request.prompt, request.prompt_syntax, "prompt")
-        warnings, negative = prompt.warnings, None
+        negative: EncodedText | None = None
         # U-Nets distilled to take the scale as an input do their own guidance.
         if request.guidance_scale > 1 and self.components.spec.unet.time_cond_proj_dim is None:
             if request.negative_prompt is not None:
@@ -160,13 +161,22 @@ class Engine:
             elif self.components.spec.force_zeros_for_empty_prompt:
                 negative = prompt.zeros()
             else:
-                negative = self._encoded("", request.prompt_syntax, "negative_prompt")
-            warnings += negative.warnings
+                negative = self._encoded("", "plain", "negative_prompt")
+            prompt, negative = self._equally_long(prompt, negative)
         if self.components.low_memory:
             self.components.release("text")
         sizes = time_ids(request, self.components.dtype, self.components.device)
         guidance = Guidance(request.guidance_scale, None if negative is None else as_conditioning(negative, sizes))
+        warnings = prompt.warnings + (() if negative is None else negative.warnings)
         return as_conditioning(prompt, sizes), guidance, warnings
+
+    def _equally_long(self, first: EncodedText, second: EncodedText) -> tuple[EncodedText, EncodedText]:
+        """Lengthen the shorter of two texts; only weighted ones differ."""
+        length = max(first.prompt_embeds.shape[1], second.prompt_embeds.shape[1])
+        if first.prompt_embeds.shape[1] == second.prompt_embeds.shape[1]:
+            return first, second
+        empty = self._encoded("", "plain", "prompt")
+        return padded(first, length, empty), padded(second, length, empty)
 
     def _encoded(self, text: str, syntax: str, field: str) -> EncodedText:
         """Encode a text, or take it from the small cache of recent ones."""
@@ -175,7 +185,8 @@ class Engine:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key]
-        encoded = encode_plain(self.components.text_stack(), text, field)
+        encode = encode_weighted if syntax == "weighted" else encode_plain
+        encoded = encode(self.components.text_stack(), text, field)
         with self._texts_lock:
             self._texts[key] = encoded
             if len(self._texts) > _CACHED_TEXTS:
