@@ -120,6 +120,11 @@ class Vocabulary:
         found |= {slug for noun in self.nouns.values() for slug in noun.variants}
         return tuple(sorted(found))
 
+    @cached_property
+    def plural_forms(self) -> tuple[WordForm, ...]:
+        """All forms that take "are": scissors, grapes."""
+        return tuple(form for noun in self.nouns.values() for form in noun.forms if form.kind == "plural")
+
     def drawn_by(self, style: str) -> tuple[Noun, ...]:
         """The nouns that a style draws, in the vocabulary's order."""
         return tuple(noun for noun in self.nouns.values() if style in noun.styles)
