@@ -67,7 +67,7 @@ class _Speaker:
     # The five sentence forms.
 
     def _plain(self) -> str:
-        """ "a cat on a blue background, flat icon" """
+        """Build for example: a cat on a blue background, flat icon."""
         parts = [self._core(), self._where()]
         style_ending = self.scene.style_in_caption and self.rng.random() < 0.5
         if style_ending:
@@ -78,13 +78,13 @@ class _Speaker:
         return self._filled(text)
 
     def _medium(self) -> str:
-        """ "a sticker of a cat on a blue background" """
+        """Build for example: a sticker of a cat on a blue background."""
         media = words.STYLE_MEDIA[self.scene.style] if self.scene.style_in_caption else words.PLAIN_MEDIA
         text = f"{self.rng.choice(media)} of {self._core()} {self._where()}".rstrip()
         return self._filled(text)
 
     def _lead(self) -> str:
-        """ "there is a cat on a blue background, as a sticker" """
+        """Build for example: there is a cat on a blue background, as a sticker."""
         core = self._core()
         if self.rng.random() < 0.35:
             lead = self.rng.choice(words.IS_LEADS)[self._is_plural(core)]
@@ -96,7 +96,7 @@ class _Speaker:
         return text
 
     def _telegram(self) -> str:
-        """ "cat on blue background" """
+        """Build for example: cat on blue background."""
         parts = [self._core(articles=False), self._where(articles=False)]
         text = " ".join(part for part in parts if part)
         if self.scene.style_in_caption:
@@ -105,7 +105,7 @@ class _Speaker:
         return self._filled(text)
 
     def _tags(self) -> str:
-        """ "cat, blue background, flat" """
+        """Build for example: cat, blue background, flat."""
         scene = self.scene
         if len(scene.objects) == 1 or scene.count > 1:
             tags = [self._group().bare]
