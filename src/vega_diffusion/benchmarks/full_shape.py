@@ -32,11 +32,14 @@ def measure(
     Raises:
         VegaError: The script is not there: the current folder is not the repository's root.
     """
+    from vega_diffusion.models.detect import load_spec
+
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(folder) if folder else make_folder(preset, Path(temporary) / f"random-{preset}")
         command = ["vega_diffusion.cli.main", "generate", "a cat", "--model", str(model), "--seed", "0"]
         command += ["--width", str(size), "--height", str(size), "--num-steps", str(num_steps), "--dtype", dtype]
         run = run_command([*command, "--output", temporary])
+        name = load_spec(model).name
         weights = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     peak_gb = run.peak_bytes / 1e9
     return Measurement(
@@ -47,8 +50,7 @@ def measure(
             "weight_bytes": [weights],
         },
         summary={
-            "preset": preset,
-            "weights": "random",
+            "model": name,
             "size_px": size,
             "num_steps": num_steps,
             "peak_gb": round(peak_gb, 3),
@@ -56,7 +58,7 @@ def measure(
         },
         bars=(
             Bar(
-                what=f"peak memory, full-shape {preset} (random weights), {size} px",
+                what=f"peak memory, full-shape model {name} (random weights), {size} px",
                 measured=peak_gb,
                 unit="GB",
                 limit=8.0,

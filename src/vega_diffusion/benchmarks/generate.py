@@ -11,7 +11,7 @@ PROMPT = "a cat next to a slice of pizza"
 
 
 def measure(model: str = "vega-mini", num_steps: int = 25, repeats: int = 7, threads: int = 0) -> Measurement:
-    """Time pictures in the model's own size with the model's own guidance.
+    """Time pictures in the model's own size with the model's own guidance, beside diffusers' pipeline.
 
     Args:
         model: A name, a diffusers folder or a Hub id.
@@ -23,7 +23,8 @@ def measure(model: str = "vega-mini", num_steps: int = 25, repeats: int = 7, thr
 
     if threads:
         torch.set_num_threads(threads)
-    warm, size = time_warm(model, num_steps, repeats)
+    timings, size = time_warm(model, num_steps, repeats)
+    warm = timings["engine"]
     cold, peaks = time_cold(model, num_steps)
     warm_summary, cold_summary = summarise(warm), summarise(cold)
     peak_gb = max(peaks) / 1e9
@@ -31,12 +32,14 @@ def measure(model: str = "vega-mini", num_steps: int = 25, repeats: int = 7, thr
         samples={
             "warm_wall_s": [timing.wall_s for timing in warm],
             "warm_cpu_s": [timing.cpu_s for timing in warm],
+            "diffusers_warm_wall_s": [timing.wall_s for timing in timings["diffusers"]],
             "cold_wall_s": [timing.wall_s for timing in cold],
             "cold_cpu_s": [timing.cpu_s for timing in cold],
             "cold_peak_bytes": peaks,
         },
         summary={
             **{f"warm_{name}": value for name, value in warm_summary.items()},
+            **{f"diffusers_warm_{name}": value for name, value in summarise(timings["diffusers"]).items()},
             **{f"cold_{name}": value for name, value in cold_summary.items()},
             "peak_gb": round(peak_gb, 3),
             "model": model,
@@ -61,24 +64,47 @@ def measure(model: str = "vega-mini", num_steps: int = 25, repeats: int = 7, thr
             Bar(what="its peak memory", measured=peak_gb, unit="GB", limit=1.5, better="lower"),
         ),
         seeds=tuple(range(repeats)),
-        protocol=f"one warm-up; {repeats} warm pictures, seeds 0, 1, ...; five fresh interpreters, seed 0; "
-        "goals are held by medians and by the largest peak; 1 GB = 10^9 bytes",
+        protocol=f"one warm-up; {repeats} warm pictures, seeds 0, 1, ..., engine and diffusers pipeline in turn; "
+        "five fresh interpreters, seed 0; goals are held by medians and by the largest peak; 1 GB = 10^9 bytes",
     )
 
 
-def time_warm(model: str, num_steps: int, repeats: int) -> tuple[list[Timing], str]:
-    """Return timings of pictures from one loaded engine, and the size of a picture as text."""
+def time_warm(model: str, num_steps: int, repeats: int) -> tuple[dict[str, list[Timing]], str]:
+    """Time pictures of one loaded engine and of diffusers' own pipeline on the same weights, in turn.
+
+    Returns:
+        Timings of `engine` and of `diffusers`, and the size of a picture as text.
+    """
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
     from vega_diffusion.inference.engine import Engine
     from vega_diffusion.specs.request import GenerateRequest
 
     engine = Engine.load(model)
+    parts = engine.components
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        parts.folder, torch_dtype=parts.dtype, use_safetensors=True, variant="fp16"
+    ).to(parts.device)
+    pipeline.set_progress_bar_config(disable=True)
+    defaults = parts.spec.generation
 
     def draw(index: int) -> tuple[int, int]:
         request = GenerateRequest(prompt=PROMPT, num_steps=num_steps, seed=max(index, 0))
         return engine.generate(request)[0].image.size
 
+    def draw_with_diffusers(index: int) -> None:
+        pipeline(
+            prompt=PROMPT,
+            negative_prompt=defaults.negative_prompt,
+            guidance_scale=defaults.guidance_scale,
+            num_inference_steps=num_steps,
+            generator=torch.Generator("cpu").manual_seed(max(index, 0)),
+        )
+
     width, height = draw(-1)
-    return time_interleaved({"warm": draw}, repeats=repeats)["warm"], f"{width} x {height} px"
+    cases = {"engine": draw, "diffusers": draw_with_diffusers}
+    return time_interleaved(cases, repeats=repeats), f"{width} x {height} px"
 
 
 def time_cold(model: str, num_steps: int, repeats: int = 5) -> tuple[list[Timing], list[float]]:
