@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+# Fixtures of tiny model folders, shared by the tests of the engine and of the commands.
+pytest_plugins = ["tiny_models"]
+
 # A property that fails only on some runs would be blamed on whoever pushes next; a slow shared core is no failure.
 settings.register_profile("project", derandomize=True, deadline=None)
 settings.load_profile("project")

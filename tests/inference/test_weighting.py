@@ -73,7 +73,8 @@ def test_text_without_syntax_is_kept(text: str) -> None:
 def test_what_is_not_supported_is_an_error_of_one_line(text: str, names: str) -> None:
     with pytest.raises(InvalidValue, match=names) as error:
         parse_weighted(text, "negative_prompt")
-    assert str(error.value).startswith("negative_prompt") and "\n" not in str(error.value)
+    assert str(error.value).startswith("negative_prompt")
+    assert "\n" not in str(error.value)
 
 
 def test_neutral_weights_equal_plain_text(stack: TextStack) -> None:
@@ -104,7 +105,8 @@ def test_long_prompts_take_several_blocks_and_negatives_follow(tiny_folder: Path
     resolved = long.resolved(engine.components.spec.generation)
     prompt, guidance, warnings = engine._conditioned(resolved)
     assert prompt.prompt_embeds.shape[1] == 2 * 77
-    assert guidance.negative is not None and guidance.negative.prompt_embeds.shape[1] == 2 * 77
+    assert guidance.negative is not None
+    assert guidance.negative.prompt_embeds.shape[1] == 2 * 77
     assert warnings == ()
     (drawn,) = engine.generate(long)
     assert drawn.image.size == (64, 64)

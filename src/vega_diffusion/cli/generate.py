@@ -18,7 +18,7 @@ from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from vega_diffusion.inference.engine import Engine, Progress
+    from vega_diffusion.inference.engine import Progress
     from vega_diffusion.inference.metadata import PictureRecord
 
 DEFAULT_MODEL = "vega-mini"
@@ -200,12 +200,13 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
     from vega_diffusion.inference.samplers import public_name
 
     engine = Engine.load(job.model, job.device, job.dtype)
-    if job.record is not None:
-        _check_same_model(job.record, engine)
+    warnings = () if job.record is None else engine.check_repeats(job.record, job.request)
     paths: list[str] = []
     seeds: list[int] = []
     said: set[str] = set()
     with _Bar() as bar:
+        for warning in warnings:
+            bar.say(f"warning: {warning}")
         for picture in engine.stream(job.request, bar.on_step):
             for warning in picture.warnings:
                 if warning not in said:
@@ -220,16 +221,6 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
         seconds = round(time.perf_counter() - began, 3)
         print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
     return 0
-
-
-def _check_same_model(record: PictureRecord, engine: Engine) -> None:
-    """Refuse to pass off another model's picture as the same one."""
-    digest = engine.components.digest
-    if record.model_digest != digest:
-        raise VegaError(
-            f"from: the picture was made by weights {record.model_digest[:10]}, {record.model!r} now holds "
-            f"{digest[:10]}; allowed: the same weights; give --model to draw it with others"
-        )
 
 
 class _Bar:

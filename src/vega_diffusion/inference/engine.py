@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, StepState, denoise
 from vega_diffusion.inference.metadata import PictureRecord
@@ -148,6 +149,43 @@ class Engine:
                     self._record(resolved, index, sources),
                     warnings + decode_warnings,
                 )
+
+    def check_repeats(
+        self, record: PictureRecord, request: GenerateRequest, pictures: Mapping[str, Image.Image] | None = None
+    ) -> tuple[str, ...]:
+        """Check that this engine can make a recorded picture again.
+
+        Args:
+            record: Of the picture.
+            request: Its request, perhaps changed.
+            pictures: As for `stream`.
+
+        Returns:
+            Warnings about what may move single pixels: another device or version of torch.
+
+        Raises:
+            VegaError: The weights, or an initial picture that the request still names, are not those of the record.
+        """
+        if record.model_digest != self.components.digest:
+            raise VegaError(
+                f"from: the picture was made by weights {record.model_digest[:10]}, {self.components.name!r} now "
+                f"holds {self.components.digest[:10]}; allowed: the same weights; name a model to draw it with others"
+            )
+        sources = Sources.open(request, pictures or {})
+        for field, then, now in (
+            ("init_image", record.init_image_sha256, sources.init_image_sha256),
+            ("mask", record.mask_sha256, sources.mask_sha256),
+        ):
+            name = getattr(request, field)
+            if name == getattr(record.request, field) and then != now:
+                raise VegaError(f"{field}: {name!r} has changed since; allowed: the same picture; name another one")
+        here = {"device": self.components.device.type, "torch": version("torch")}
+        there = {"device": record.device, "torch": record.software.get("torch", "?")}
+        return tuple(
+            f"{key} was {there[key]} and is {here[key]}: single pixels may differ"
+            for key in here
+            if here[key] != there[key]
+        )
 
     def _conditioned(self, request: GenerateRequest) -> tuple[Conditioning, Guidance, tuple[str, ...]]:
         """Encode the prompts of a resolved request: its row, its guidance, and warnings."""

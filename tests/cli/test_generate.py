@@ -1,0 +1,202 @@
+"""`vega generate` as a user meets it: pictures, paths, JSON, replay, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from vega_diffusion.cli.main import main
+from vega_diffusion.inference.metadata import read_record
+
+
+class Vega:
+    """Runs the command in this process, on the tiny model, in a folder of its own."""
+
+    def __init__(self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.model, self.capsys = folder, model, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, list[str], list[str]]:
+        """Return exit code, lines of stdout, lines of stderr."""
+        self.capsys.readouterr()
+        code = main(["generate", *arguments])
+        captured = self.capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    def draw(self, *arguments: str) -> list[Path]:
+        """Draw with two steps on the tiny model; return the pictures."""
+        code, out, err = self("a cat", "--model", str(self.model), "--num-steps", "2", *arguments)
+        assert code == 0, err
+        return [Path(line) for line in out]
+
+
+@pytest.fixture
+def vega(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Vega:
+    monkeypatch.chdir(tmp_path)
+    return Vega(tmp_path, tiny_folder, capsys)
+
+
+def pixels(path: Path) -> numpy.ndarray:
+    with Image.open(path) as image:
+        return numpy.asarray(image).astype(int)
+
+
+def test_pictures_go_to_a_folder_and_never_replace_one_another(vega: Vega) -> None:
+    first = vega.draw("--seed", "3", "--num-images", "2")
+    second = vega.draw("--seed", "3")
+    assert first == [Path("pictures/a-cat-3.png"), Path("pictures/a-cat-4.png")]
+    assert second == [Path("pictures/a-cat-3-2.png")]
+    assert numpy.array_equal(pixels(first[0]), pixels(second[0]))
+    assert not numpy.array_equal(pixels(first[0]), pixels(first[1]))
+    assert pixels(first[0]).shape == (64, 64, 3)
+
+
+def test_json_is_the_last_line(vega: Vega) -> None:
+    code, out, _ = vega("a cat", "--model", str(vega.model), "--num-steps", "1", "--json", "--output", "one.png")
+    assert code == 0
+    result = json.loads(out[-1])
+    assert set(result) == {"images", "seed", "seconds", "model"}
+    assert result["images"] == ["one.png"]
+    assert read_record(Path("one.png")).request.seed == result["seed"], "a random seed is recorded"
+    assert result["seconds"] > 0
+    assert result["model"] == str(vega.model)
+
+
+def test_every_flag_reaches_the_record(vega: Vega) -> None:
+    Image.new("RGB", (40, 40), "red").save("init.png")
+    Image.new("L", (40, 40), 255).save("mask.png")
+    given = {
+        "negative_prompt": "blurry",
+        "guidance_scale": 3.5,
+        "num_steps": 4,
+        "sampler": "euler_a",
+        "seed": 9,
+        "width": 72,
+        "height": 56,
+        "init_image": "init.png",
+        "strength": 0.75,
+        "mask": "mask.png",
+        "original_size": (50, 60),
+        "crop_top_left": (1, 2),
+    }
+    flags: list[str] = []
+    for field, value in given.items():
+        text = f"{value[0]}x{value[1]}" if isinstance(value, tuple) else str(value)
+        flags += [f"--{field.replace('_', '-')}", text]
+    code, _, err = vega("a cat", "--model", str(vega.model), "--output", "x.png", "--dtype", "bfloat16", *flags)
+    assert code == 0, err
+    record = read_record(Path("x.png"))
+    assert {field: getattr(record.request, field) for field in given} == given
+    assert record.dtype == "bfloat16"
+    assert record.init_image_sha256 != record.mask_sha256 is not None
+
+
+def test_a_picture_is_made_again_from_itself(vega: Vega) -> None:
+    _, second = vega.draw("--seed", "5", "--num-images", "2", "--sampler", "euler_a", "--dtype", "bfloat16")
+    code, out, err = vega("--from", str(second), "--output", "again.png")
+    assert code == 0, err
+    assert out == ["again.png"]
+    assert numpy.array_equal(pixels(second), pixels(Path("again.png")))
+    assert read_record(Path("again.png")) == read_record(second)
+
+
+def test_a_replay_takes_changes(vega: Vega) -> None:
+    (picture,) = vega.draw("--seed", "5")
+    code, _, err = vega("a dog", "--from", str(picture), "--seed", "6", "--output", "changed.png")
+    assert code == 0, err
+    changed, original = read_record(Path("changed.png")).request, read_record(picture).request
+    assert changed == original.model_copy(update={"prompt": "a dog", "seed": 6})
+
+
+def test_a_replay_on_other_weights_is_refused(vega: Vega, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    moved = tmp_path / "model"
+    moved.symlink_to(vega.model)
+    code, _, _ = vega("a cat", "--model", "model", "--num-steps", "1", "--output", "x.png")
+    assert code == 0
+    moved.unlink()
+    moved.symlink_to(model_folders["no-mid-block"])
+    code, out, err = vega("--from", "x.png", "--output", "y.png")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "from" in err[0]
+    assert "weights" in err[0]
+    assert not Path("y.png").exists()
+    assert vega("--from", "x.png", "--model", "model", "--output", "y.png")[0] == 0
+
+
+def test_a_changed_initial_picture_is_refused(vega: Vega) -> None:
+    Image.new("RGB", (64, 64), "red").save("init.png")
+    (picture,) = vega.draw("--init-image", "init.png")
+    Image.new("RGB", (64, 64), "blue").save("init.png")
+    code, _, err = vega("--from", str(picture), "--output", "y.png")
+    assert (code, len(err)) == (2, 1)
+    assert "init_image" in err[0]
+
+
+def test_a_long_plain_prompt_is_cut_with_a_word(vega: Vega) -> None:
+    """The tiny tokenizer spends a token on every letter."""
+    code, out, err = vega("b" * 75 + "cut", "--model", str(vega.model), "--num-steps", "1", "--output", "x.png")
+    assert (code, out) == (0, ["x.png"])
+    assert [line for line in err if line.startswith("warning: prompt") and "'cut'" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], "prompt: missing"),
+        ([""], "prompt"),
+        (["x", "--width", "130"], "width"),
+        (["x", "--num-steps", "0"], "num_steps"),
+        (["x", "--num-steps", "many"], "num_steps"),
+        (["x", "--seed", "-1"], "seed"),
+        (["x", "--sampler", "best"], "sampler"),
+        (["x", "--device", "toaster"], "device"),
+        (["x", "--device", "xpu"], "device"),
+        (["x", "--dtype", "int3"], "dtype"),
+        (["x", "--model", "nothing-here"], "model"),
+        (["x", "--model", "nobody/nothing"], "nobody/nothing"),
+        (["x", "--init-image", "none.png"], "init_image"),
+        (["x", "--crop-top-left", "5"], "crop_top_left"),
+        (["x", "--prompt-syntax", "fancy"], "prompt_syntax"),
+        (["a AND b", "--prompt-syntax", "weighted"], "AND"),
+        (["--from", "none.png"], "from"),
+        (["x", "--output", "/dev/null/x"], "output"),
+        (["x", "--frobnicate"], "frobnicate"),
+        (["x", "--seed"], "seed"),
+        (["x", "y"], "y"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(vega: Vega, arguments: list[str], names: str) -> None:
+    model = [] if "--model" in arguments or "--from" in arguments else ["--model", str(vega.model)]
+    code, out, err = vega(*arguments, *model)
+    assert (code, out) == (2, [])
+    assert len(err) == 1, err
+    assert err[0].startswith("error: ")
+    assert names in err[0]
+
+
+def test_interrupted_is_130_and_leaves_no_half_picture(vega: Vega) -> None:
+    command = [sys.executable, "-u", "-m", "vega_diffusion.cli.main", "generate", "a cat", "--num-images", "500"]
+    with subprocess.Popen(
+        [*command, "--model", str(vega.model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline().strip()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    assert pixels(Path(first)).shape == (64, 64, 3)
+    assert not list(Path("pictures").glob(".*"))
