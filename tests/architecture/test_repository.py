@@ -95,6 +95,7 @@ def test_notice_names_every_source_of_pictures() -> None:
         "Emojitwo",
         "unicode-emoji-json",
         "emojilib",
+        "src/vega_diffusion/data/scenes/english_words.txt",
     ):
         assert phrase in notice
 
