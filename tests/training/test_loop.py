@@ -124,7 +124,9 @@ def test_sigterm_saves_and_says_143(make_trainer, recipe):
 
 def test_what_a_run_leaves(make_trainer, recipe):
     seen = []
-    trainer = make_trainer(recipe(keep=1, sample_every=3), on_sample=lambda step, _: seen.append(step) or {"score": 1.5})
+    trainer = make_trainer(
+        recipe(keep=1, sample_every=3), on_sample=lambda step, _: seen.append(step) or {"score": 1.5}
+    )
     result = trainer.train()
     assert result.step == 6
     assert seen == [3, 6]

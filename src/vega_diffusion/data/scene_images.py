@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vega_diffusion.data.batches import Batch
+from vega_diffusion.data.scene_stream import SceneStream
 from vega_diffusion.data.scenes.renderer import SceneRenderer
-from vega_diffusion.data.scenes.scene import Scene
-
-SceneSampler = Callable[[int, int], Scene]
-"""(seed, position) -> the scene at that position; a pure function."""
 
 
 class SceneImages:
@@ -18,22 +15,22 @@ class SceneImages:
 
     Args:
         renderer: Draws the scenes.
-        sampler: Chooses them.
+        stream: Chooses them.
         seed: Seed of the scenes.
-        version: What else decides the pixels (the icons), for the fingerprint.
+        version: What decides the pixels (icons, digest of the stream), for the fingerprint.
     """
 
-    def __init__(self, renderer: SceneRenderer, sampler: SceneSampler, seed: int, version: str) -> None:
-        self.renderer, self.sampler, self.seed, self.version = renderer, sampler, seed, version
+    def __init__(self, renderer: SceneRenderer, stream: SceneStream, seed: int, version: str) -> None:
+        self.renderer, self.stream, self.seed, self.version = renderer, stream, seed, version
 
     def load(self, positions: Sequence[int]) -> Batch:
         """Return `pixels`, float32 `[B, 3, 128, 128]` in [-1, 1]."""
-        pixels = self.renderer.render([self.sampler(self.seed, position) for position in positions])
+        pixels = self.renderer.render([self.stream(self.seed, position) for position in positions])
         return Batch([f"scene {self.seed}/{position}" for position in positions], {"pixels": pixels})
 
     def fingerprint(self) -> str:
-        """Return seed and icons."""
-        return f"scene_images seed={self.seed} icons={self.version}"
+        """Return seed and version."""
+        return f"scene_images seed={self.seed} {self.version}"
 
 
 def icons_folder(given: str | None, home: Path) -> Path | None:

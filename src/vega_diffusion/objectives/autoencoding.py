@@ -38,6 +38,28 @@ class Autoencoding:
         return Loss.from_samples(total, {"l1": l1, "edge": edge, "kl": kl, "psnr": psnr(l2)})
 
 
+@torch.no_grad()
+def narrow_posterior(vae: nn.Module, logvar: float) -> None:
+    """Make a fresh autoencoder's posterior narrow everywhere: log variance near `logvar`, hardly moved by the input."""
+    layer = vae.get_submodule("quant_conv")
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    half = layer.out_channels // 2
+    layer.weight[half:] *= 0.1
+    layer.bias[half:] = logvar
+
+
+@torch.no_grad()
+def measure_scaling(vae: nn.Module, pixels: Tensor) -> float:
+    """Return 1 / standard deviation of the latents of pictures `[B, 3, H, W]`: the model's `scaling_factor`.
+
+    Source: Rombach et al. 2022, appendix G (arXiv 2112.10752).
+    """
+    posterior = vae.encode(pixels).latent_dist  # type: ignore[operator]
+    variance = posterior.mean.float().var() + posterior.std.float().square().mean()
+    return float(variance.rsqrt())
+
+
 def reconstruct(vae: nn.Module, pixels: Tensor, rng: PositionRng) -> tuple[Tensor, Tensor]:
     """Return sampled reconstructions `[B, 3, H, W]` and the posterior's KL divergence per latent number, `[B]`."""
     moments = vae.get_submodule("encoder")(pixels)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import torch
 from torch import nn
 
+from vega_diffusion.data.scenes.targets import slot_sizes
+from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.diffusion.schedule import NoiseSchedule, linear, scaled_linear, squared_cosine
 from vega_diffusion.objectives.autoencoding import Autoencoding
 from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.objectives.protocol import Objective
+from vega_diffusion.objectives.scene_text import SceneHeads, SceneText
 from vega_diffusion.specs.architecture import ModelSpec, NoiseScheduleSpec
 from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec, ObjectiveSpec, SceneTextSpec
 
@@ -28,7 +32,7 @@ def build_objective(spec: ObjectiveSpec, model: ModelSpec, frozen: dict[str, nn.
         case DenoisingSpec():
             return Denoising(spec, model.schedule.prediction_type, build_schedule(model.schedule), frozen)
         case SceneTextSpec():
-            raise NotImplementedError(spec.kind)
+            return SceneText(spec, frozen)
         case _:
             assert_never(spec)
 
@@ -54,6 +58,10 @@ def build_heads(spec: ObjectiveSpec, model: ModelSpec, seed: int) -> nn.Module |
         case AutoencodingSpec() | DenoisingSpec():
             return None
         case SceneTextSpec():
-            raise NotImplementedError(spec.kind)
+            second = model.text_encoder_2
+            assert second is not None, "recipes train both encoders of SDXL-shaped models"
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(seed, "weights", "heads"))
+                return SceneHeads(slot_sizes(), model.unet.cross_attention_dim, second.projection_dim)
         case _:
             assert_never(spec)

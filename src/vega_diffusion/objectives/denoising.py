@@ -32,7 +32,11 @@ class Denoising:
     """
 
     def __init__(
-        self, spec: DenoisingSpec, prediction_type: PredictionType, schedule: NoiseSchedule, frozen: dict[str, nn.Module]
+        self,
+        spec: DenoisingSpec,
+        prediction_type: PredictionType,
+        schedule: NoiseSchedule,
+        frozen: dict[str, nn.Module],
     ) -> None:
         self.spec, self.prediction_type, self.schedule, self.frozen = spec, prediction_type, schedule, frozen
 

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from vega_diffusion.specs.optimizer import Fraction, StrictSpec
+
+
+class SceneMixSpec(StrictSpec):
+    """How often what is drawn; what is not given keeps the default of `data.scenes.grammar.SceneMix`.
+
+    `kinds` maps kinds of scenes to weights, `styles` and `nouns` restrict what is drawn, the rates are shares.
+    """
+
+    kinds: dict[str, NonNegativeFloat] | None = None
+    styles: tuple[str, ...] | None = None
+    nouns: tuple[str, ...] | None = None
+    style_word_rate: Fraction | None = None
+    background_word_rate: Fraction | None = None
+    gender_word_rate: Fraction | None = None
+    white_rate: Fraction | None = None
+    place_rate: Fraction | None = None
+    flip_rate: Fraction | None = None
+    low_resolution_rate: Fraction | None = None
+    high_resolution_rate: Fraction | None = None
+    crop_rate: Fraction | None = None
 
 
 class SceneImagesSpec(StrictSpec):
@@ -18,6 +38,7 @@ class SceneImagesSpec(StrictSpec):
 
     kind: Literal["scene_images"] = "scene_images"
     seed: NonNegativeInt = 0
+    mix: SceneMixSpec = SceneMixSpec()
     icons: str | None = None
 
 
@@ -26,6 +47,7 @@ class SceneCaptionsSpec(StrictSpec):
 
     kind: Literal["scene_captions"] = "scene_captions"
     seed: NonNegativeInt = 0
+    mix: SceneMixSpec = SceneMixSpec()
     icons: str | None = None
 
 
@@ -40,6 +62,7 @@ class SceneLatentsSpec(StrictSpec):
 
     kind: Literal["scene_latents"] = "scene_latents"
     seed: NonNegativeInt = 0
+    mix: SceneMixSpec = SceneMixSpec()
     num_scenes: PositiveInt = 100_000
     captions_per_scene: PositiveInt = 4
     empty_caption_rate: Fraction = 0.12

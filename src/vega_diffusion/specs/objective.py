@@ -27,7 +27,8 @@ class AutoencodingSpec(StrictSpec):
     """Reproduce pictures through the autoencoder's latents.
 
     `l1_weight` and `l2_weight` are on pixels in [-1, 1], `edge_weight` is on differences of neighbouring pixels (keeps
-    outlines sharp), `kl_weight` on the divergence of the posterior from a standard normal, per latent number.
+    outlines sharp), `kl_weight` on the divergence of the posterior from a standard normal, per latent number. Fresh
+    weights start with a posterior of log variance `initial_logvar`, so that noise does not drown the first signal.
     """
 
     kind: Literal["autoencoding"] = "autoencoding"
@@ -35,6 +36,7 @@ class AutoencodingSpec(StrictSpec):
     l2_weight: NonNegativeFloat = 0.0
     edge_weight: NonNegativeFloat = 0.5
     kl_weight: NonNegativeFloat = 1e-6
+    initial_logvar: float = -6.0
 
 
 class SceneTextSpec(StrictSpec):

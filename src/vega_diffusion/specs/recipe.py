@@ -47,7 +47,7 @@ class TrainedModelSpec(StrictSpec):
         train: Components that learn and are published.
         freeze: Dotted names of modules inside them that stay as they are, such as `vae.encoder`.
         freeze_after: Component -> number of optimizer steps after which it stays as it is.
-        weights: Component (or `tokenizer`, `tokenizer_2`) -> folder of its weights: a path, or `run:NAME` for the
+        weights: Component -> where its weights come from: a file or folder, a known model, or `run:NAME` for the
             averaged weights of another run. For a trained component these are its first weights.
     """
 
@@ -55,7 +55,7 @@ class TrainedModelSpec(StrictSpec):
     train: tuple[Component, ...]
     freeze: tuple[str, ...] = ()
     freeze_after: dict[Component, PositiveInt] = {}
-    weights: dict[Literal["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"], str] = {}
+    weights: dict[Component, str] = {}
 
 
 class TrainRecipe(StrictSpec):

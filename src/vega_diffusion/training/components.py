@@ -6,28 +6,29 @@ What does not live here: which components learn (student.py) and the layout of a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue, MissingFile, UnreadableModel
 from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.checkpoint import read_tensors
+from vega_diffusion.models.detect import load_spec
+from vega_diffusion.models.export import write_weights
+from vega_diffusion.models.find import EMBEDDED, TEACHERS, resolve_model
+from vega_diffusion.models.layout import Precision, WeightName, from_published_key, weight_filename
 from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.presets import PRESETS, preset
 from vega_diffusion.training.run_directory import run_weights
-from vega_diffusion.training.state import save_tensors, write_folder
+from vega_diffusion.training.state import write_folder
 from vega_diffusion.training.student import Student
-
-COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-FILE_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-VARIANT_NAMES = ("diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors")
-TEXT_PREFIX = "text_model."
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,34 @@ def build_component(spec: ModelSpec, name: str, seed: int) -> nn.Module:
                 raise InvalidValue("model.train", name, f"a component of {spec.name}", "remove it")
 
 
+def unread_modules(components: Mapping[str, nn.Module]) -> list[str]:
+    """Return the modules that no loss ever reaches: the first text encoder's last layer and final norm.
+
+    SDXL reads that encoder's penultimate states, so these keep their fresh weights; telling them apart spares the
+    optimizer and data parallelism parameters without a gradient.
+    """
+    if "text_encoder" not in components:
+        return []
+    names = [name for name, _ in components["text_encoder"].named_modules()]
+    numbers = {name: name.partition("layers.")[2] for name in names}
+    last = max((name for name in names if numbers[name].isdigit()), key=lambda name: int(numbers[name]))
+    return [f"text_encoder.{name}" for name in names if name == last or name.endswith("final_layer_norm")]
+
+
+def find_spec(base: str) -> ModelSpec:
+    """Return the architecture that a recipe names: a preset, or that of a model folder.
+
+    Raises:
+        VegaError: It is neither.
+    """
+    return preset(base) if base in PRESETS else load_spec(resolve_model(base))
+
+
 def locate(reference: str, component: str) -> Path:
     """Return the weights file that a reference names for a component.
 
     Args:
-        reference: A safetensors file, a component's folder, a model folder, or `run:NAME`.
+        reference: A safetensors file, a component's folder, a model folder, a known model's name, or `run:NAME`.
         component: Name of the component.
 
     Raises:
@@ -75,34 +99,24 @@ def locate(reference: str, component: str) -> Path:
     """
     if reference.startswith("run:"):
         path = run_weights(reference.removeprefix("run:"), component)
+    elif reference in (*EMBEDDED, *TEACHERS):
+        path = resolve_model(reference)
     else:
         path = Path(reference).expanduser()
     if path.is_file():
         return path
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for folder in (path / component, path):
-        for name in (*FILE_NAMES, *VARIANT_NAMES):
-            if (folder / name).is_file():
-                return folder / name
+        for precision in precisions:
+            if (folder / weight_filename(component, precision)).is_file():
+                return folder / weight_filename(component, precision)
     raise MissingFile(f"{reference}: no {component} weights there; give a safetensors file or a model folder")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU in fp32.
+def load_weights(module: nn.Module, component: str, path: Path) -> int:
+    """Put a file's weights into a component; names and shapes must all fit.
 
-    Raises:
-        UnreadableModel: It is truncated or not safetensors.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise UnreadableModel(f"{path}: cannot be read ({error}); fetch or export the file again") from error
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> int:
-    """Put weights into a module; names and shapes must all fit.
-
-    Text encoders are published with the prefix `text_model.`, which transformers 5 has dropped; both are taken.
+    A file of several components names them, as in `unet.conv_in.weight`.
 
     Returns:
         The number of tensors.
@@ -110,20 +124,20 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     Raises:
         UnreadableModel: Something is missing, left over or of another shape; the message counts and names it.
     """
+    read = dict(read_tensors(path))
+    prefix = component + "."
+    own = {key.removeprefix(prefix): value for key, value in read.items() if key.startswith(prefix)}
+    named = {from_published_key(component, key): value.float() for key, value in (own or read).items()}
+    weights = {key: value for key, value in named.items() if key is not None}
     expected = module.state_dict()
-    if not weights.keys() & expected.keys():
-        weights = {name.removeprefix(TEXT_PREFIX): value for name, value in weights.items()}
-    if not weights.keys() & expected.keys():
-        weights = {TEXT_PREFIX + name: value for name, value in weights.items()}
-    weights = {n: v for n, v in weights.items() if not n.endswith("embeddings.position_ids") or n in expected}
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    shapes = [n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape]
+    shapes = [key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape]
     if missing or extra or shapes:
         fit = len(expected) - len(missing) - len(shapes)
         first = (missing or extra or sorted(shapes))[0]
         raise UnreadableModel(
-            f"{source}: {fit} of {len(expected)} tensors fit, {len(missing)} missing, {len(extra)} left over, "
-            f"{len(shapes)} of another shape (first: {first}); choose weights of the recipe's architecture"
+            f"{path}: {fit} of {len(expected)} tensors fit {component}, {len(missing)} missing, {len(extra)} left "
+            f"over, {len(shapes)} of another shape (first: {first}); choose weights of the recipe's architecture"
         )
     module.load_state_dict(weights)
     return len(weights)
@@ -140,20 +154,16 @@ def warm_start(student: Student, reference: str) -> WeightReport:
     """
     counts = {}
     for name in student.component_names:
-        path = locate(reference, name)
-        weights = read_weights(path)
-        own = {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
-        counts[name] = load_weights(student.get_submodule(name), own or weights, str(path))
+        counts[name] = load_weights(student.get_submodule(name), name, locate(reference, name))
     return WeightReport(reference, counts)
 
 
-def publish_components(student: Student, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write each component as a folder of config and safetensors that `from_pretrained` reads, in one go.
+def publish_components(student: Student, folder: Path) -> None:
+    """Write each component as a folder of config and fp32 safetensors that `from_pretrained` reads, in one go.
 
     Args:
         student: What to write, as its weights stand now.
         folder: The folder whose children are the components; replaced at the end.
-        dtype: Of the written weights.
 
     Raises:
         VegaError: It could not be written; what was there before is kept.
@@ -161,32 +171,9 @@ def publish_components(student: Student, folder: Path, dtype: torch.dtype = torc
 
     def write(where: Path) -> None:
         for name in student.component_names:
-            module = student.get_submodule(name)
-            (where / name).mkdir()
-            weights = {key: value.to(dtype) for key, value in module.state_dict().items()}
-            save_config(module, where / name)
-            if name.startswith("text_encoder"):
-                save_tensors(where / name / "model.safetensors", published_text_names(weights))
-            else:
-                save_tensors(where / name / "diffusion_pytorch_model.safetensors", weights)
+            write_weights(where, cast(WeightName, name), student.get_submodule(name), ("fp32",))
 
     write_folder(folder, write)
-
-
-def published_text_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a text encoder's weights under the names that every reader of SDXL folders knows."""
-    return {
-        name if name.startswith((TEXT_PREFIX, "text_projection.")) else TEXT_PREFIX + name: value
-        for name, value in weights.items()
-    }
-
-
-def save_config(module: nn.Module, folder: Path) -> None:
-    """Write a component's `config.json` by its library's own function."""
-    if hasattr(module, "save_config"):
-        module.save_config(folder)  # type: ignore[operator]  (diffusers)
-    else:
-        module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]  (transformers)
 
 
 def digest(paths: Sequence[Path]) -> str:

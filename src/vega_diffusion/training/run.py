@@ -7,37 +7,36 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import cast
 
-import torch
 from torch import nn
 
 from vega_diffusion.data.batches import BatchSource
-from vega_diffusion.data.scene_images import SceneImages, icons_folder
-from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
-from vega_diffusion.data.scenes.grammar import sample_scene
-from vega_diffusion.data.scenes.renderer import SceneRenderer
+from vega_diffusion.objectives.autoencoding import measure_scaling, narrow_posterior
 from vega_diffusion.objectives.build import build_heads, build_objective
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
-from vega_diffusion.specs.presets import preset
-from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.specs.objective import AutoencodingSpec
+from vega_diffusion.specs.presets import PRESETS
+from vega_diffusion.specs.recipe import Component, TrainRecipe
 from vega_diffusion.training.components import (
     build_component,
     digest,
+    find_spec,
     load_weights,
     locate,
     publish_components,
-    read_weights,
+    unread_modules,
     warm_start,
 )
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
-from vega_diffusion.training.run_directory import RunDirectory, vega_home
+from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.sources import build_source
 from vega_diffusion.training.student import Student
 
 Warn = Callable[[str], None]
 SampleMaker = Callable[[ModelSpec, RunDirectory], SampleFunction]
 
+SCALING_SAMPLES = 64
 # Frozen components that each objective leans on, beside what it trains.
 HELPERS = {"denoising": ("text_encoder", "text_encoder_2"), "autoencoding": (), "scene_text": ()}
 
@@ -78,6 +77,7 @@ def run_recipe(
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
         parts = build_parts(recipe)
+        source = build_source(recipe, parts.spec, accelerator.device)
         if init_from is not None:
             report = warm_start(parts.student, init_from)
             warn(str(report))
@@ -85,10 +85,10 @@ def run_recipe(
             recipe,
             parts.student,
             build_objective(recipe.objective, parts.spec, parts.frozen),
-            build_source(recipe, accelerator.device),
+            source,
             directory,
             accelerator,
-            publish=lambda student: publish_components(student, directory.ema),
+            publish=lambda student: _publish(student, recipe, source, directory),
             on_sample=sample_maker(parts.spec, directory) if sample_maker else None,
             inputs=parts.inputs,
             init_from=init_from,
@@ -107,43 +107,37 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     Raises:
         VegaError: A component or its weights are not there or do not fit.
     """
-    spec = preset(recipe.model.base)
+    spec = find_spec(recipe.model.base)
     helpers = [name for name in HELPERS[recipe.objective.kind] if name not in recipe.model.train]
     inputs: dict[str, str] = {}
     trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
+    if isinstance(recipe.objective, AutoencodingSpec) and "vae" not in inputs:
+        narrow_posterior(trained["vae"], recipe.objective.initial_logvar)
     frozen = {name: _component(recipe, spec, name, inputs).eval().requires_grad_(False) for name in helpers}
     heads = build_heads(recipe.objective, spec, recipe.seed)
-    student = Student(trained, heads, recipe.model.freeze, recipe.model.freeze_after)
+    freeze = (*recipe.model.freeze, *unread_modules(trained))
+    student = Student(trained, heads, freeze, recipe.model.freeze_after)
     return RunParts(spec, student.train(), frozen, inputs)
-
-
-def build_source(recipe: TrainRecipe, device: torch.device) -> BatchSource:
-    """Build the recipe's data source; pictures are drawn on `device`."""
-    match recipe.data:
-        case SceneImagesSpec() as data:
-            atlas, version = load_atlas(data.icons)
-            return SceneImages(SceneRenderer(atlas.to(device)), sample_scene, data.seed, version)
-        case SceneCaptionsSpec() | SceneLatentsSpec():
-            raise NotImplementedError(recipe.data.kind)
-        case _:
-            assert_never(recipe.data)
-
-
-def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
-    """Return the sprites and a hash of them."""
-    folder = icons_folder(icons, vega_home()) or sample_folder()
-    atlas = SpriteAtlas.load(folder)
-    return atlas, digest(sorted(path for path in folder.iterdir() if path.suffix in (".webp", ".json")))[:16]
 
 
 def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:
     module = build_component(spec, name, recipe.seed)
-    reference = recipe.model.weights.get(name)
+    folder = None if recipe.model.base in PRESETS else recipe.model.base
+    reference = recipe.model.weights.get(cast(Component, name), folder)
     if reference is not None:
         path = locate(reference, name)
-        load_weights(module, read_weights(path), str(path))
+        load_weights(module, name, path)
         inputs[name] = digest([path])
     return module
+
+
+def _publish(student: Student, recipe: TrainRecipe, source: BatchSource, directory: RunDirectory) -> None:
+    """Write the weights; an autoencoder's config gets the scaling factor that its latents have now."""
+    if isinstance(recipe.objective, AutoencodingSpec):
+        vae = student.get_submodule("vae")
+        pixels = source.load(range(SCALING_SAMPLES)).tensors["pixels"].to(next(vae.parameters()).device)
+        vae.register_to_config(scaling_factor=round(measure_scaling(vae, pixels), 5))  # type: ignore[operator]
+    publish_components(student, directory.ema)
 
 
 def _write_recipe(recipe: TrainRecipe, directory: RunDirectory) -> None:

@@ -1,0 +1,59 @@
+"""Batches from a latent cache: fresh latents, one of the captions, now and then no caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vega_diffusion.data.batches import Batch
+from vega_diffusion.data.latent_cache import LatentCache
+from vega_diffusion.data.order import ShuffledOrder
+from vega_diffusion.data.tokens import Tokenize
+from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
+from vega_diffusion.specs.data import SceneLatentsSpec
+
+
+class SceneLatents:
+    """Denoising batches: `latents`, `time_ids`, `input_ids`, `input_ids_2` and, with zeros for no caption, `keep`.
+
+    Args:
+        spec: Rates and the meaning of an empty caption.
+        cache: The encoded scenes.
+        tokenize: Both tokenizers.
+        scaling_factor: Of the autoencoder; stored latents times this have a standard deviation near 1.
+        version: Identity of the cache and the tokenizers, for the fingerprint.
+    """
+
+    def __init__(
+        self, spec: SceneLatentsSpec, cache: LatentCache, tokenize: Tokenize, scaling_factor: float, version: str
+    ) -> None:
+        self.spec, self.cache, self.tokenize = spec, cache, tokenize
+        self.scaling_factor, self.version = scaling_factor, version
+        self.order = ShuffledOrder(len(cache), spec.seed)
+
+    def load(self, positions: Sequence[int]) -> Batch:
+        """Return the samples at these positions; every draw is a function of (seed, position)."""
+        spec = self.spec
+        rng = PositionRng(derive_seed(spec.seed, "samples"), positions)
+        rows = [self.order.index(position) for position in positions]
+        posteriors = torch.from_numpy(np.stack([self.cache.posteriors[row] for row in rows])).float()
+        mean, std = posteriors.unbind(1)
+        latents = (mean + std * rng.normal(mean.shape[1:], "posterior")) * self.scaling_factor
+        choice = rng.integers(0, spec.captions_per_scene, "caption").tolist()
+        kept = rng.uniform("empty") >= spec.empty_caption_rate
+        captions = [
+            self.cache.captions[row][number] if keep else ""
+            for row, number, keep in zip(rows, choice, kept.tolist(), strict=True)
+        ]
+        input_ids, input_ids_2 = self.tokenize(captions)
+        time_ids = torch.from_numpy(np.stack([self.cache.time_ids[row] for row in rows])).float()
+        tensors = {"latents": latents, "time_ids": time_ids, "input_ids": input_ids, "input_ids_2": input_ids_2}
+        if spec.empty_condition == "zeros":
+            tensors["keep"] = kept
+        return Batch([f"scene {spec.seed}/{row}" for row in rows], tensors)
+
+    def fingerprint(self) -> str:
+        """Return the identity of cache and tokenizers, and the length of the cache."""
+        return f"scene_latents {self.version} scenes={len(self.cache)}"

@@ -1,0 +1,133 @@
+"""Builds a recipe's data source: scenes, icons, tokenizers and, for latents, the frozen autoencoder and its cache."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from tqdm import tqdm
+
+from vega_diffusion.data.batches import BatchSource
+from vega_diffusion.data.latent_cache import LatentCache, LatentCacheBuilder
+from vega_diffusion.data.scene_captions import SceneCaptions
+from vega_diffusion.data.scene_images import SceneImages, icons_folder
+from vega_diffusion.data.scene_latents import SceneLatents
+from vega_diffusion.data.scene_stream import SceneStream, phrasings, scene_stream, stream_digest
+from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
+from vega_diffusion.data.scenes.renderer import SceneRenderer
+from vega_diffusion.data.scenes.tokenizer import load_tokenizer as load_scene_tokenizer
+from vega_diffusion.data.tokens import TokenizerPair
+from vega_diffusion.errors import VegaError
+from vega_diffusion.models.checkpoint import load_tokenizer
+from vega_diffusion.models.detect import autoencoder_spec
+from vega_diffusion.models.find import resolve_model
+from vega_diffusion.models.layout import read_json
+from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
+from vega_diffusion.specs.presets import PRESETS
+from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.components import build_component, digest, load_weights, locate
+from vega_diffusion.training.run_directory import vega_home
+
+
+def build_source(recipe: TrainRecipe, spec: ModelSpec, device: torch.device) -> BatchSource:
+    """Build the recipe's data source; pictures are drawn and encoded on `device`.
+
+    Raises:
+        VegaError: Icons, tokenizers or the autoencoder's weights are not there.
+    """
+    data = recipe.data
+    stream = scene_stream(data.mix)
+    scenes = f"scenes={stream_digest(stream, data.seed)}"
+    match data:
+        case SceneImagesSpec():
+            atlas, version = load_atlas(data.icons)
+            return SceneImages(SceneRenderer(atlas.to(device)), stream, data.seed, f"icons={version} {scenes}")
+        case SceneCaptionsSpec():
+            tokenizers = load_tokenizers(recipe.model.base, spec)
+            return SceneCaptions(stream, tokenizers, data.seed, f"{scenes} tokenizers={tokenizers.digest()}")
+        case SceneLatentsSpec():
+            tokenizers = load_tokenizers(recipe.model.base, spec)
+            cache, scaling_factor = open_latents(recipe, data, spec, stream, device)
+            version = f"cache={cache.folder.name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
+            return SceneLatents(data, cache, tokenizers, scaling_factor, version)
+        case _:
+            assert_never(data)
+
+
+def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
+    """Return the sprites and a hash of them."""
+    folder = icons_folder(icons, vega_home()) or sample_folder()
+    atlas = SpriteAtlas.load(folder)
+    return atlas, digest(sorted(path for path in folder.iterdir() if path.suffix in (".webp", ".json")))[:16]
+
+
+def load_tokenizers(base: str, spec: ModelSpec) -> TokenizerPair:
+    """Return a model's tokenizers: the mini family's own for its presets, else those of the model folder.
+
+    Raises:
+        VegaError: A full-size preset has no tokenizer here.
+    """
+    length = spec.text_encoder.max_position_embeddings
+    if base not in PRESETS:
+        folder = resolve_model(base)
+        return TokenizerPair(load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2"), length)
+    if spec.family != "mini":
+        raise VegaError(f"model.base: preset {base!r} comes without tokenizers; give a model folder instead")
+    return TokenizerPair(load_scene_tokenizer(), load_scene_tokenizer(second=True), length)
+
+
+def load_vae(recipe: TrainRecipe, spec: ModelSpec) -> tuple[AutoencoderKL, Path]:
+    """Return the frozen autoencoder of a recipe, with its own config's scaling factor, and its weights file.
+
+    Raises:
+        VegaError: The recipe names no weights, or they do not fit.
+    """
+    reference = recipe.model.weights.get("vae", None if recipe.model.base in PRESETS else recipe.model.base)
+    if reference is None:
+        raise VegaError("model.weights.vae: missing; latents need a trained autoencoder; give run:NAME or a folder")
+    path = locate(reference, "vae")
+    config = path.parent / "config.json"
+    if config.is_file():
+        spec = spec.model_copy(update={"autoencoder": autoencoder_spec(read_json(config), str(config))})
+    vae = build_component(spec, "vae", 0)
+    load_weights(vae, "vae", path)
+    assert isinstance(vae, AutoencoderKL)
+    return vae.eval().requires_grad_(False), path
+
+
+def open_latents(
+    recipe: TrainRecipe, data: SceneLatentsSpec, spec: ModelSpec, stream: SceneStream, device: torch.device
+) -> tuple[LatentCache, float]:
+    """Return the latents of a recipe, encoding what is not on disk yet, and the autoencoder's scaling factor.
+
+    The autoencoder is gone when this returns: training needs its memory.
+    """
+    vae, path = load_vae(recipe, spec)
+    scaling_factor = float(vae.config["scaling_factor"])
+    atlas, icons = load_atlas(data.icons)
+    identity: dict[str, str | int] = {
+        "format": 1,
+        "seed": data.seed,
+        "scenes": stream_digest(stream, data.seed),
+        "icons": icons,
+        "vae": digest([path]),
+        "captions_per_scene": data.captions_per_scene,
+    }
+    builder = LatentCacheBuilder(
+        vega_home() / "latents",
+        identity,
+        SceneRenderer(atlas.to(device)),
+        stream,
+        partial(phrasings, seed=data.seed),
+        vae.to(device),
+        data.seed,
+        data.captions_per_scene,
+    )
+    with tqdm(total=data.num_scenes, unit="scene", desc="latents", file=sys.stderr, leave=False) as bar:
+        cache = builder.open(data.num_scenes, lambda done, total: bar.update(done - bar.n))
+    return cache, scaling_factor
