@@ -1,0 +1,138 @@
+"""Writes scenes as an ordinary folder of pictures and captions ("imagefolder"), as other trainers read it.
+
+Layout: `scene-0000000.png`, ... and `metadata.jsonl` with `file_name`, `text`, `seed`, `position` and the exact
+`scene`; the hidden `.scenes.json` says what the folder holds, so that an interrupted writing can go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vega_diffusion.data.scenes.atlas import SpriteAtlas
+from vega_diffusion.data.scenes.captions import caption
+from vega_diffusion.data.scenes.grammar import SceneMix, sample_scene
+from vega_diffusion.data.scenes.renderer import SceneRenderer
+from vega_diffusion.data.scenes.scene import Scene
+from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
+
+BATCH = 32
+MARKER = ".scenes.json"
+METADATA = "metadata.jsonl"
+
+
+def write_scene_folder(
+    folder: Path,
+    atlas: SpriteAtlas,
+    *,
+    count: int,
+    seed: int = 0,
+    split: str = "train",
+    mix: SceneMix | None = None,
+    progress: Callable[[int], None] = lambda pictures: None,
+) -> dict[str, int]:
+    """Write the first `count` scenes of a stream; what an earlier, interrupted call has written is kept.
+
+    Every file appears under its name only when it is whole; `metadata.jsonl` comes last.
+
+    Args:
+        folder: Is created; must be empty or hold the same stream already (then it may grow).
+        atlas: The sprites.
+        count: Number of scenes, 1 or more.
+        seed: Names the stream, 0 or more.
+        split: See `splits.in_split`.
+        mix: How often what is drawn.
+        progress: Receives how many pictures more are there.
+
+    Returns:
+        "written" and "kept": numbers of pictures.
+
+    Raises:
+        InvalidValue: A value is not allowed.
+        MissingFile: The folder cannot be made or written.
+        VegaError: The folder holds something else.
+    """
+    if count < 1:
+        raise InvalidValue("count", count, "1 or more", "say how many scenes to write")
+    if seed < 0:
+        raise InvalidValue("seed", seed, "0 or more", "choose another seed")
+    scenes = [sample_scene(seed, position, split=split, mix=mix) for position in range(count)]
+    try:
+        kept = _claim(folder, {"seed": seed, "split": split, "mix": repr(mix or SceneMix())}, count)
+        missing = [position for position in range(count) if position not in kept]
+        progress(count - len(missing))
+        renderer = SceneRenderer(atlas)
+        for start in range(0, len(missing), BATCH):
+            chunk = missing[start : start + BATCH]
+            _write_pictures(folder, renderer, scenes, chunk)
+            progress(len(chunk))
+        rows = [json.dumps(_row(scene, seed, position)) for position, scene in enumerate(scenes)]
+        _write_whole(folder / METADATA, ("\n".join(rows) + "\n").encode())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MissingFile(
+            f"{folder}: cannot be written ({reason}); free space there or choose another folder"
+        ) from error
+    return {"written": len(missing), "kept": count - len(missing)}
+
+
+def picture_name(position: int) -> str:
+    """Return the file name of a scene's picture."""
+    return f"scene-{position:07d}.png"
+
+
+def _row(scene: Scene, seed: int, position: int) -> dict[str, Any]:
+    return {
+        "file_name": picture_name(position),
+        "text": caption(scene, seed, position),
+        "seed": seed,
+        "position": position,
+        "scene": scene.to_dict(),
+    }
+
+
+def _claim(folder: Path, identity: dict[str, Any], count: int) -> set[int]:
+    """Take a folder for one stream of scenes and return the positions whose pictures are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / MARKER
+    if not marker.exists():
+        if any(folder.iterdir()):
+            raise VegaError(f"output: {folder} is not empty and holds no scenes of ours; choose a new folder")
+        _write_whole(marker, (json.dumps(identity, indent=1) + "\n").encode())
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VegaError(f"{marker}: cannot be read ({error}); choose a new folder") from error
+    if found != identity:
+        differing = ", ".join(name for name in identity if found.get(name) != identity[name])
+        raise VegaError(f"output: {folder} holds scenes with another {differing}; choose a new folder")
+    for leftover in folder.glob(".*.part"):
+        leftover.unlink()
+    positions = {int(path.stem.removeprefix("scene-")) for path in folder.glob("scene-*.png")}
+    if positions and max(positions) >= count:
+        least = max(positions) + 1
+        raise InvalidValue("count", count, f"{least} or more, as many as {folder} holds", "or choose a new folder")
+    return positions
+
+
+def _write_pictures(folder: Path, renderer: SceneRenderer, scenes: Sequence[Scene], positions: Sequence[int]) -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    drawn = renderer.render([scenes[position] for position in positions])
+    pixels = ((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for position, picture in zip(positions, pixels, strict=True):
+        buffer = BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        _write_whole(folder / picture_name(position), buffer.getvalue())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write under a temporary name first: a file with its final name is always complete."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
