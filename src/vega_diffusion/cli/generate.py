@@ -18,7 +18,7 @@ from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from vega_diffusion.inference.engine import Progress
+    from vega_diffusion.inference.engine import Engine, Progress
     from vega_diffusion.inference.metadata import PictureRecord
 
 DEFAULT_MODEL = "vega-mini"
@@ -200,6 +200,7 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
     from vega_diffusion.inference.samplers import public_name
 
     engine = Engine.load(job.model, job.device, job.dtype)
+    _choose_threads(engine, job.request)
     warnings = () if job.record is None else engine.check_repeats(job.record, job.request)
     paths: list[str] = []
     seeds: list[int] = []
@@ -221,6 +222,19 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
         seconds = round(time.perf_counter() - began, 3)
         print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
     return 0
+
+
+def _choose_threads(engine: Engine, request: GenerateRequest) -> None:
+    """Use one thread where more only wait for one another, unless OMP_NUM_THREADS says otherwise.
+
+    The number of threads belongs to the process, so the command sets it, not the engine.
+    """
+    defaults = engine.components.spec.generation
+    size = request.width or defaults.width, request.height or defaults.height
+    if "OMP_NUM_THREADS" not in os.environ and engine.components.is_small_work(*size):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 class _Bar:
