@@ -157,7 +157,7 @@ def _looks(rgb: np.ndarray, colour: str) -> bool:
 
     _, saturation, value = colorsys.rgb_to_hsv(*(float(part) for part in rgb))
     darkest = {"yellow": 0.68, "orange": 0.68, "pink": 0.68}.get(colour, 0.42)
-    return value >= darkest and saturation >= 0.38
+    return value >= darkest and saturation >= (0.55 if colour in ("yellow", "orange") else 0.42)
 
 
 @cache
