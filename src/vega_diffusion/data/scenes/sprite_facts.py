@@ -118,7 +118,7 @@ def _measure(sprite: np.ndarray, style: str, *, recolourable: bool) -> list[str]
     solid = sprite[3] > 128
     rim = solid & ~_shrink(solid, RIM_PX)
     coloured, near = dominant_hue_share(sprite)
-    can = recolourable and coloured >= 0.5 and near >= 0.85
+    can = recolourable and coloured >= 0.6 and near >= 0.85
     row = []
     for colour in COLOURS:
         pixels = sprite.astype(np.float32) / 255
@@ -156,7 +156,7 @@ def _looks(rgb: np.ndarray, colour: str) -> bool:
     import colorsys
 
     _, saturation, value = colorsys.rgb_to_hsv(*(float(part) for part in rgb))
-    darkest = {"yellow": 0.68, "orange": 0.68, "pink": 0.68}.get(colour, 0.42)
+    darkest = {"yellow": 0.8, "orange": 0.8, "pink": 0.72}.get(colour, 0.42)
     return value >= darkest and saturation >= (0.55 if colour in ("yellow", "orange") else 0.42)
 
 
