@@ -58,7 +58,8 @@ def tiny_recipe(**changes: Any) -> TrainRecipe:
 
 def tiny_student(recipe: TrainRecipe) -> Student:
     torch.manual_seed(7)
-    vae = AutoencoderKL(
+    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
+    vae = build(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),

@@ -40,8 +40,9 @@ def test_every_field_lands_in_torch():
 
 def test_one_step_is_adamw_by_hand():
     spec = AdamWSpec(lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.5)
-    module = Student({"unet": nn.Linear(1, 1, bias=False)})
-    weight = module.get_submodule("unet").weight
+    linear = nn.Linear(1, 1, bias=False)
+    module = Student({"unet": linear})
+    weight = linear.weight
     nn.init.constant_(weight, 2.0)
     optimizer = build_optimizer(spec, module)
     weight.grad = torch.full_like(weight, 3.0)

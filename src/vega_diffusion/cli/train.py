@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from vega_diffusion.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from vega_diffusion.specs.recipe import TrainRecipe
+    from vega_diffusion.training.loop import TrainResult
+    from vega_diffusion.training.run_directory import RunDirectory
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 @dataclass
@@ -17,16 +29,18 @@ class TrainArguments:
 
     recipe: tyro.conf.Positional[str]
     """Recipe file (TOML)."""
-    set: Annotated[list[str], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = field(
+    set: Annotated[list[str], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = dataclasses.field(
         default_factory=list
     )
     """Change one value of the recipe, as in optimizer.lr=1e-4; may be repeated."""
     run_name: str | None = None
     """Name of the run's folder in $VEGA_HOME/runs (default: the recipe's file name)."""
     init_from: str | None = None
-    """First weights: a model folder, a safetensors file, or run:NAME."""
+    """First weights: a model folder, a safetensors file, a known model, or run:NAME."""
     device: str = "auto"
     """auto, cpu, cuda, mps or xpu."""
+    processes: int = 1
+    """Processes on this machine; each takes its share of every batch (two beat one with two threads on a CPU)."""
     dry_run: bool = False
     """Print the plan (steps, samples, parameters, memory, time) and stop."""
     json: bool = False
@@ -36,23 +50,81 @@ class TrainArguments:
 def run(argv: list[str]) -> int:
     """Run the verb and return the exit code: 0, 143 or 130 after a signal (the state is saved)."""
     arguments = tyro.cli(TrainArguments, args=argv, prog="vega train")
+    if arguments.device not in DEVICES:
+        raise InvalidValue("--device", arguments.device, f"one of: {', '.join(DEVICES)}", "choose one of them")
+    if arguments.processes < 1:
+        raise InvalidValue("--processes", arguments.processes, "1 or more", "raise it")
     from vega_diffusion.specs.recipe import TrainRecipe
 
     path = Path(arguments.recipe)
     recipe = TrainRecipe.read(path, arguments.set)
+    if arguments.dry_run:
+        return _plan(recipe, arguments)
+    if arguments.processes > 1 and "LOCAL_RANK" not in os.environ:
+        return _launch(argv, arguments)
     from vega_diffusion.training.guard import RunStopped
-    from vega_diffusion.training.loop import print_to_stderr
-    from vega_diffusion.training.run import run_recipe
     from vega_diffusion.training.run_directory import RunDirectory
 
     directory = RunDirectory(arguments.run_name or path.stem)
     try:
-        result = run_recipe(
-            recipe, directory, warn=print_to_stderr, init_from=arguments.init_from, device=arguments.device
-        )
+        result = _train(recipe, directory, arguments)
     except RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    report = {"run": str(directory.path), "step": result.step, "seconds": round(result.seconds, 3)} | result.metrics
-    print(json.dumps(report) if arguments.json else f"{result.step} steps done; weights in {directory.ema}")
+    if os.environ.get("RANK", "0") == "0":
+        _report(result, directory, arguments)
     return 0
+
+
+def _train(recipe: TrainRecipe, directory: RunDirectory, arguments: TrainArguments) -> TrainResult:
+    from vega_diffusion.training.loop import print_to_stderr
+    from vega_diffusion.training.run import run_recipe
+    from vega_diffusion.training.samples import sample_maker
+
+    return run_recipe(
+        recipe,
+        directory,
+        warn=print_to_stderr,
+        init_from=arguments.init_from,
+        device=arguments.device,
+        sample_maker=sample_maker(recipe),
+    )
+
+
+def _plan(recipe: TrainRecipe, arguments: TrainArguments) -> int:
+    from vega_diffusion.training.loop import make_accelerator
+    from vega_diffusion.training.planner import plan_run
+
+    plan = plan_run(recipe, make_accelerator(recipe, arguments.device).device)
+    print(json.dumps(plan.to_dict()) if arguments.json else plan)
+    return 0
+
+
+def _launch(argv: list[str], arguments: TrainArguments) -> int:
+    """Start this command once a process, as torchrun does; a signal to this process reaches them all."""
+    import signal
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    command += ["--nproc_per_node", str(arguments.processes), sys.executable, "-m", "vega_diffusion.cli.main"]
+    child = subprocess.Popen([*command, "train", *argv])
+    received: list[int] = []
+
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
+        child.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received else code
+
+
+def _report(result: TrainResult, directory: RunDirectory, arguments: TrainArguments) -> None:
+    if arguments.json:
+        report = {"run": str(directory.path), "step": result.step, "seconds": round(result.seconds, 3)}
+        print(json.dumps(report | result.metrics))
+    else:
+        print(f"{result.step} steps done; averaged weights in {directory.ema}")

@@ -82,7 +82,7 @@ class LatentCacheBuilder:
         self.identity, self.renderer, self.stream, self.captioner = text, renderer, stream, captioner
         self.vae, self.seed, self.captions_per_scene = vae, seed, captions_per_scene
 
-    def open(self, num_scenes: int, progress: Callable[[int, int], None] = lambda done, total: None) -> LatentCache:
+    def open(self, num_scenes: int, progress: Callable[[int, int], object] = lambda done, total: None) -> LatentCache:
         """Return the first `num_scenes` scenes, encoding those that are not there yet.
 
         Args:

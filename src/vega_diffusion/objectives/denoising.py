@@ -38,7 +38,8 @@ class Denoising:
         schedule: NoiseSchedule,
         frozen: dict[str, nn.Module],
     ) -> None:
-        self.spec, self.prediction_type, self.schedule, self.frozen = spec, prediction_type, schedule, frozen
+        self.spec, self.schedule, self.frozen = spec, schedule, frozen
+        self.prediction_type: PredictionType = prediction_type
 
     def to(self, device: torch.device) -> None:
         """Move the schedule and the frozen encoders."""

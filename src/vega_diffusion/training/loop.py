@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -128,7 +129,7 @@ class Trainer:
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
         student.set_trainable(0)
-        self.optimizer = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student))
+        self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student))
         self.ema = Ema(recipe.ema, student) if recipe.ema else None
         for name in recipe.compile:
             student.module_named(name, "compile").compile()
@@ -293,7 +294,7 @@ class Trainer:
         received = self._stop.received or 0
         if self.accelerator.num_processes == 1 or self.step % self._check_every:
             return received if self.accelerator.num_processes == 1 else 0
-        numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
+        numbers: Any = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
         return int(numbers.max())
 
     def _save(self, seconds: float) -> None:

@@ -108,16 +108,24 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
         VegaError: A component or its weights are not there or do not fit.
     """
     spec = find_spec(recipe.model.base)
-    helpers = [name for name in HELPERS[recipe.objective.kind] if name not in recipe.model.train]
     inputs: dict[str, str] = {}
     trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
     if isinstance(recipe.objective, AutoencodingSpec) and "vae" not in inputs:
         narrow_posterior(trained["vae"], recipe.objective.initial_logvar)
-    frozen = {name: _component(recipe, spec, name, inputs).eval().requires_grad_(False) for name in helpers}
+    frozen = frozen_components(recipe, spec, inputs)
     heads = build_heads(recipe.objective, spec, recipe.seed)
     freeze = (*recipe.model.freeze, *unread_modules(trained))
     student = Student(trained, heads, freeze, recipe.model.freeze_after)
     return RunParts(spec, student.train(), frozen, inputs)
+
+
+def frozen_components(
+    recipe: TrainRecipe, spec: ModelSpec, inputs: dict[str, str] | None = None
+) -> dict[str, nn.Module]:
+    """Return the components that the recipe's objective leans on and does not train; hashes go into `inputs`."""
+    names = [name for name in HELPERS[recipe.objective.kind] if name not in recipe.model.train]
+    hashes = {} if inputs is None else inputs
+    return {name: _component(recipe, spec, name, hashes).eval().requires_grad_(False) for name in names}
 
 
 def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -107,6 +107,7 @@ def open_latents(
 
     The autoencoder is gone when this returns: training needs its memory.
     """
+    vae: Any
     vae, path = load_vae(recipe, spec)
     scaling_factor = float(vae.config["scaling_factor"])
     atlas, icons = load_atlas(data.icons)

@@ -125,7 +125,7 @@ def load_newest_state(folder: Path, warn: Callable[[str], None]) -> RunState | N
     return None
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+def write_folder(target: Path, write: Callable[[Path], object]) -> None:
     """Make a folder in one go: written under a temporary name, with a manifest, synced, then renamed.
 
     An existing folder of that name is replaced only at the end.

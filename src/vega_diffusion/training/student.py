@@ -6,6 +6,7 @@ What does not live here: how components are built or loaded (components.py) and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ class Student(nn.Module):
         components: Mapping[str, nn.Module],
         heads: nn.Module | None = None,
         freeze: Sequence[str] = (),
-        freeze_after: Mapping[str, int] | None = None,
+        freeze_after: Mapping[Any, int] | None = None,
     ) -> None:
         super().__init__()
         self.component_names = tuple(components)
