@@ -89,9 +89,9 @@ def decode_latents(vae: Any, latents: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         VegaError: The latents are not finite, or the image is not even in float32.
     """
     if not bool(torch.isfinite(latents).all()):
+        wider = "fewer steps or another sampler" if latents.dtype == torch.float32 else "--dtype bfloat16 or float32"
         raise VegaError(
-            f"latents: not finite after denoising in {_dtype_name(latents)}; the U-Net overflowed; "
-            "use --dtype bfloat16 or float32"
+            f"latents: not finite after denoising in {_dtype_name(latents)}; allowed: finite numbers; use {wider}"
         )
     image = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
     if bool(torch.isfinite(image).all()):

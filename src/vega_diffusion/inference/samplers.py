@@ -5,6 +5,7 @@ The names belong to `specs/request.py`; the loop that calls a scheduler is in `d
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -35,9 +36,6 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "lcm": ("scheduling_lcm", "LCMScheduler", {}, "LCM"),
 }
 
-# Keys of a config file that say which class wrote it, not how noise is added.
-_CLASS_KEYS = ("_class_name", "_diffusers_version", "_use_default_values")
-
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     """Return a fresh diffusers scheduler; schedulers hold state, so every image gets its own.
@@ -47,14 +45,18 @@ def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
         config: The model's `scheduler_config.json`: betas, prediction type, spacing.
 
     Raises:
-        InvalidValue: The name is unknown.
+        InvalidValue: The name is unknown, or the sampler cannot follow the model's noise schedule.
     """
     if sampler not in _TABLE:
         raise InvalidValue("sampler", sampler, f"one of: {', '.join(SAMPLERS)}", "choose one of them")
     module, name, settings, _ = _TABLE[sampler]
     scheduler_class = getattr(import_module(f"diffusers.schedulers.{module}"), name)
-    stored = {key: value for key, value in config.items() if key not in _CLASS_KEYS}
-    return scheduler_class.from_config(stored, **settings)
+    known = inspect.signature(scheduler_class.__init__).parameters
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        raise InvalidValue("sampler", sampler, "one that knows zero terminal SNR, as this model needs", "take euler")
+    # What is left out are settings of other samplers, as the model's own scheduler stored them.
+    stored = {key: value for key, value in config.items() if key in known}
+    return scheduler_class.from_config(stored | settings)
 
 
 def set_steps(scheduler: Any, sampler: str, num_steps: int, device: Any) -> None:
