@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vega_diffusion.benchmarks.report import Bar, Measurement
 
@@ -31,7 +31,8 @@ def measure(model: str = "vega-mini", num_scenes: int = 512, icons: str | None =
     from vega_diffusion.data.scenes.renderer import SceneRenderer
     from vega_diffusion.inference.components import Components
 
-    vae = Components.open(model, "cpu", "float32", None).vae()
+    # diffusers types its calls as "a tuple or an output"
+    vae: Any = Components.open(model, "cpu", "float32", None).vae()
     renderer = SceneRenderer(SpriteAtlas.load(Path(icons) if icons else None))
     values: list[float] = []
     for first in range(0, num_scenes, BATCH):

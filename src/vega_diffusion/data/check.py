@@ -60,7 +60,7 @@ def check_folder(
     *,
     min_size_px: int = 128,
     caption_column: str = "text",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> FolderReport:
     """Read every picture and every caption of a folder.
 

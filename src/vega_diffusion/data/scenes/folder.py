@@ -26,13 +26,13 @@ METADATA = "metadata.jsonl"
 
 def write_scene_folder(
     folder: Path,
-    atlas: SpriteAtlas,
+    load_atlas: Callable[[], SpriteAtlas],
     *,
     count: int,
     seed: int = 0,
     split: str = "train",
     mix: SceneMix | None = None,
-    progress: Callable[[int], None] = lambda pictures: None,
+    progress: Callable[[int], object] = lambda pictures: None,
 ) -> dict[str, int]:
     """Write the first `count` scenes of a stream; what an earlier, interrupted call has written is kept.
 
@@ -40,7 +40,7 @@ def write_scene_folder(
 
     Args:
         folder: Is created; must be empty or hold the same stream already (then it may grow).
-        atlas: The sprites.
+        load_atlas: Brings the sprites; called only when the values are right and pictures are missing.
         count: Number of scenes, 1 or more.
         seed: Names the stream, 0 or more.
         split: See `splits.in_split`.
@@ -64,9 +64,10 @@ def write_scene_folder(
         kept = _claim(folder, {"seed": seed, "split": split, "mix": repr(mix or SceneMix())}, count)
         missing = [position for position in range(count) if position not in kept]
         progress(count - len(missing))
-        renderer = SceneRenderer(atlas)
+        renderer = SceneRenderer(load_atlas()) if missing else None
         for start in range(0, len(missing), BATCH):
             chunk = missing[start : start + BATCH]
+            assert renderer is not None
             _write_pictures(folder, renderer, scenes, chunk)
             progress(len(chunk))
         rows = [json.dumps(_row(scene, seed, position)) for position, scene in enumerate(scenes)]

@@ -256,12 +256,12 @@ class SceneSampler:
             size = rng.choice(_LOW_SIZES)
         elif draw < mix.low_resolution_rate + mix.high_resolution_rate:
             size = rng.choice(_HIGH_SIZES)
-        if len(scene.objects) > 1 or rng.random() >= mix.crop_rate:
+        placed, *others = scene.objects
+        if others or rng.random() >= mix.crop_rate:
             return scene if size == CANVAS_SIZE else replace(scene, original_size=(size, size))
         extra = rng.choice(range(8, MAX_CROP + 1, 8))
         offset, wide = rng.randint(0, extra), rng.random() < 0.5
         longer = (CANVAS_SIZE + extra) * size // CANVAS_SIZE
-        placed = scene.objects[0]
         x0, y0, x1, y1 = placed.box
         dx, dy = (extra // 2, 0) if wide else (0, extra // 2)
         return replace(

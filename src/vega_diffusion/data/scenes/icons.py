@@ -203,7 +203,7 @@ def _npm_pack(work: Path, progress: Callable[[str], None]) -> Path:
     """Let npm bring the tarballs (its own configuration says from where) and nothing else: no install, no scripts."""
     npm = shutil.which("npm")
     if npm is None:
-        raise Unavailable("npm: not found on this machine; install Node.js, or give the tarballs with --tarballs FOLDER")
+        raise Unavailable("npm: not found on this machine; install Node.js, or give the tarballs by --tarballs FOLDER")
     target = work / "tarballs"
     target.mkdir()
     for package in PACKAGES:
@@ -225,7 +225,8 @@ def _checked_tarball(folder: Path, package: IconPackage) -> bytes:
     try:
         blob = path.read_bytes()
     except OSError as error:
-        raise MissingFile(f"{path}: cannot be read ({error.strerror}); run `npm pack {package.package}` there") from error
+        remedy = f"run `npm pack {package.package}` there"
+        raise MissingFile(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     digest = hashlib.sha256(blob).hexdigest()
     if digest != package.sha256:
         raise VegaError(
@@ -315,7 +316,7 @@ def _lobehub_reader(blob: bytes, noto: dict, released: dict) -> Callable[[str], 
 
 def _fit(picture: Image.Image) -> Image.Image:
     """Centre the drawing (its opaque part) in the square sprite, so that a box says where the object is."""
-    alpha = picture.getchannel("A").point(lambda value: 255 if value > 8 else 0)
+    alpha = picture.getchannel("A").point([255 if level > 8 else 0 for level in range(256)])
     box = alpha.getbbox()
     if box is None:
         return Image.new("RGBA", (SPRITE_PX, SPRITE_PX))

@@ -6,6 +6,7 @@ All boxes are square, lie inside the canvas and never overlap; relations hold by
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from vega_diffusion.data.scenes.scene import CANVAS_SIZE, Box
 
@@ -58,7 +59,7 @@ def place_two(relation: str | None, rng: random.Random) -> list[Box]:
 
 def place_count(count: int, rng: random.Random) -> list[Box]:
     """Place two to four of a kind, all of one size, in cells of a grid."""
-    cells: list[tuple[float, float]]
+    cells: Sequence[tuple[float, float]]
     match count:
         case 2:
             side, cells = (

@@ -85,6 +85,6 @@ def in_split(scene: Scene, split: Split) -> bool:
 def held_out_list(nouns: tuple[str, ...]) -> list[Combination]:
     """Return all held-out combinations over some nouns, sorted: for reports and for building test prompts."""
     every: list[Combination] = [("noun-noun", first, second) for first, second in combinations(sorted(nouns), 2)]
-    every += [("noun-colour", noun, colour) for noun in sorted(nouns) for colour in HUES]
-    every += [("noun-place", noun, place) for noun in sorted(nouns) for place in PLACES]
+    every.extend(("noun-colour", noun, colour) for noun in sorted(nouns) for colour in HUES)
+    every.extend(("noun-place", noun, place) for noun in sorted(nouns) for place in PLACES)
     return [found for found in every if held_out_part(*found)]

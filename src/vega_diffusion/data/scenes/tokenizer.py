@@ -82,12 +82,15 @@ def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
         # More than is needed: the trainer counts its own alphabet, and only the merges are taken from it.
         vocab_size=VOCABULARY_SIZE + 512,
         initial_alphabet=alphabet,
+        # Known beforehand, so that ids and with them the order of equally frequent pairs are the same each time.
+        special_tokens=[f"{byte}</w>" for byte in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     learner.train_from_iterator(_corpus(), trainer)
     learned = json.loads(learner.to_str())["model"]["merges"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned][:merges_wanted]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in learned][:merges_wanted]
+    merges = [(first, second) for first, second in pairs]
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges), BOS, EOS]
     ids: dict[str, int] = {}
     for token in tokens:
