@@ -100,10 +100,13 @@ def scenes(
     from vega_diffusion.data.scenes.vocabulary import load_vocabulary
     from vega_diffusion.training.run_directory import vega_home
 
-    atlas = SpriteAtlas.load(icons_folder(icons, vega_home()), styles=STYLES, slugs=load_vocabulary().slugs)
+    def load_atlas() -> SpriteAtlas:
+        source = icons_folder(icons, vega_home())
+        return SpriteAtlas.load(source, styles=STYLES, slugs=load_vocabulary().slugs)
+
     folder = Path(output).expanduser()
     with tqdm(total=count, unit="scene", file=sys.stderr, disable=None) as bar:
-        result = write_scene_folder(folder, atlas, count=count, seed=seed, split=split, progress=bar.update)
+        result = write_scene_folder(folder, load_atlas, count=count, seed=seed, split=split, progress=bar.update)
     report = {"folder": str(folder), "count": count, "seed": seed, "split": split, **result}
     kept = f" ({result['kept']} were there already)" if result["kept"] else ""
     print(jsonlib.dumps(report) if json else f"{count} scenes in {folder}{kept}")
