@@ -56,12 +56,12 @@ def reference(engine: Engine, pipeline_class: Any = StableDiffusionXLPipeline, s
     return pipeline
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(tiny_folder: Path) -> Engine:
     return Engine.load(str(tiny_folder), device="cpu")
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def either_engine(request: pytest.FixtureRequest, tiny_folder: Path) -> Engine:
     engine = Engine.load(str(tiny_folder), device="cpu", dtype=request.param)
     assert engine.components.unet().dtype == getattr(torch, request.param)
