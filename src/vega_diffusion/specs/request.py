@@ -189,7 +189,8 @@ def _check_size(field: str, value: int | None) -> None:
         return
     if value % SIZE_MULTIPLE_PX or not MIN_SIZE_PX <= value <= MAX_SIZE_PX:
         allowed = f"a multiple of {SIZE_MULTIPLE_PX} from {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels"
-        raise InvalidValue(field, value, allowed, f"take {_rounded(value)}")
+        near = sorted({_rounded(value - SIZE_MULTIPLE_PX // 2), _rounded(value + SIZE_MULTIPLE_PX // 2)})
+        raise InvalidValue(field, value, allowed, f"use {' or '.join(map(str, near))}")
 
 
 def _negative_without_guidance(negative_prompt: str) -> InvalidValue:
