@@ -71,7 +71,7 @@ def test_captions_come_back(tokenizer: CLIPTokenizer) -> None:
         text = caption(sample_scene(4, position), 4, position)
         ids = tokenizer(text).input_ids
         assert len(ids) <= 40
-        back = tokenizer.decode(ids, skip_special_tokens=True)
+        back = str(tokenizer.decode(ids, skip_special_tokens=True))
         assert back.replace(" ", "") == text.lower().replace(" ", "")
 
 
@@ -79,7 +79,7 @@ def test_captions_come_back(tokenizer: CLIPTokenizer) -> None:
 def test_bytes_cover_every_text(tokenizer: CLIPTokenizer, text: str) -> None:
     ids = plain(tokenizer, text)
     assert VOCABULARY_SIZE - 1 not in ids, "the unknown token is the end token: it must never be needed"
-    back = tokenizer.decode(ids)
+    back = str(tokenizer.decode(ids))
     assert "".join(back.split()) == "".join(text.lower().split())
 
 
@@ -100,7 +100,8 @@ def test_the_alphabet_is_all_bytes() -> None:
 
 
 def test_training_gives_the_same_result_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CAPTIONS", 4000)
+    monkeypatch.setattr(module, "_CAPTIONS", 800)
+    monkeypatch.setattr(module, "_NOUN_WEIGHT", 5)
     assert train_tokenizer() == train_tokenizer()
 
 

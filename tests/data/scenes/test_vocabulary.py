@@ -90,10 +90,10 @@ def test_the_sample_draws_every_noun_in_every_training_style(sample: SpriteAtlas
 
 def test_committed_facts_are_those_of_the_sprites(sample: SpriteAtlas) -> None:
     """The sample is lossy, so a sprite at the edge of a rule may fall to the other side; most must not."""
-    some = {key: row for key, row in sample.index.items() if row % 16 == 0}
+    some = {key: row for key, row in sample.index.items() if row % 32 == 0}
     measured = measure_sprites(SpriteAtlas(some, sample.sprites)).rows
     committed = load_sprite_facts().rows
-    assert len(measured) >= 80
+    assert len(measured) >= 40
     same = sum(tuple(row) == tuple(committed[key]) for key, row in measured.items())
     assert same >= 0.8 * len(measured)
 
