@@ -184,7 +184,7 @@ WATCHING: tuple[str, ...] = ("looking at", "watching", "with", "standing next to
 HOLDING: tuple[str, ...] = ("holding", "with", "carrying", "looking at")
 RIDING: tuple[str, ...] = ("standing next to", "driving", "with", "waiting next to")
 
-DRINKS: frozenset[str] = frozenset({"cup of coffee", "teapot"})
+DRINKS: frozenset[str] = frozenset({"cup of coffee"})
 DRINKING: tuple[str, ...] = ("drinking", "enjoying", "with", "looking at")
 
 GENDER_WORDS: dict[str, tuple[str, ...]] = {"man": ("male",), "woman": ("female", "female", "woman")}
