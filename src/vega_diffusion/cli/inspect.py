@@ -38,6 +38,10 @@ def inspect(
         json: Print one JSON object as the last line instead of the table.
         figure: Draw the block diagram into this PNG, SVG or PDF file.
     """
+    if figure is not None:
+        from vega_diffusion.models.figure import check_figure_path
+
+        check_figure_path(Path(figure))
     spec, source = _find_spec(model)
     reference = reference_of(spec)
 

@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig
 
-from vega_diffusion.errors import InvalidValue, UnreadableModel
+from vega_diffusion.errors import UnreadableModel, VegaError
 from vega_diffusion.models.layout import MODEL_INDEX, SCHEDULER_CONFIG, VEGA_JSON, VEGA_JSON_SCHEMA, read_json
 from vega_diffusion.specs.architecture import (
     AutoencoderSpec,
@@ -56,7 +56,7 @@ def _one(value: Any) -> Any:
 def _from_config(kind: type[SpecT], values: dict[str, Any], where: str) -> SpecT:
     try:
         return kind.from_dict(values)
-    except InvalidValue as error:
+    except VegaError as error:
         raise UnreadableModel(f"{where}: {error}") from error
 
 
@@ -209,7 +209,7 @@ def load_spec(folder: Path) -> ModelSpec:
     schema = content.get("schema")
     if schema != VEGA_JSON_SCHEMA:
         raise UnreadableModel(f"{path}: schema: {schema!r} is not known; allowed: {VEGA_JSON_SCHEMA}; update vega")
-    stated = ModelSpec.from_dict(content.get("spec") or {})
+    stated = _from_config(ModelSpec, content.get("spec") or {}, f"{path}: spec")
     for field in ("unet", "autoencoder", "text_encoder", "text_encoder_2", "schedule"):
         if getattr(stated, field) != getattr(detected, field):
             raise UnreadableModel(

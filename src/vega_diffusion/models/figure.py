@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vega_diffusion.errors import InvalidValue, Unavailable, VegaError
+from vega_diffusion.errors import InvalidValue, MissingFile, Unavailable, VegaError
 from vega_diffusion.models.measure import BlockSize, measure_blocks
 from vega_diffusion.specs.architecture import ModelSpec, UNetSpec
 
@@ -107,6 +107,19 @@ def _rows(own: BlockSize | None, full: BlockSize) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def check_figure_path(path: Path) -> None:
+    """Refuse a file that cannot be drawn, before any work is done.
+
+    Raises:
+        InvalidValue: Another kind of file.
+        MissingFile: Its folder does not exist.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidValue("figure", str(path), f"a file name that ends in {', '.join(FORMATS)}", "rename it")
+    if not path.parent.is_dir():
+        raise MissingFile(f"figure: {str(path)!r} cannot be written (no such folder); make the folder first")
+
+
 def draw_figure(spec: ModelSpec, reference: ModelSpec, path: Path) -> None:
     """Draw the model's U-Net with what it lacks of the reference's, and write the picture.
 
@@ -117,11 +130,11 @@ def draw_figure(spec: ModelSpec, reference: ModelSpec, path: Path) -> None:
 
     Raises:
         InvalidValue: Another kind of file.
+        MissingFile: Its folder does not exist.
         Unavailable: matplotlib is not installed.
         VegaError: The file cannot be written; an older one is untouched.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InvalidValue("figure", str(path), f"a file name that ends in {', '.join(FORMATS)}", "rename it")
+    check_figure_path(path)
     if not is_cut_from(spec.unet, reference.unet):
         reference = spec
     figure = _Drawing(spec, reference).figure

@@ -71,7 +71,7 @@ def find_folder(model: str | Path, configs_only: bool = False) -> Path:
             f"check the repository out, or make them: vega train {TEACHERS[name]}",
         )
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if folder.is_file():
         raise UnreadableModel(f"model: {name!r} is a file; allowed: a diffusers folder; give the folder that holds it")

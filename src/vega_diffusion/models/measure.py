@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -106,9 +107,16 @@ def unet_macs(spec: UNetSpec, width_px: int, height_px: int, downscale: int = 8,
     Returns:
         Multiply-accumulates.
     """
+    return _unet_macs(spec.to_json(), height_px // downscale, width_px // downscale, tokens)
+
+
+# Remembered, since a forward of SDXL takes a second even on the meta device; by text, since specs hold no hash.
+@lru_cache(maxsize=64)
+def _unet_macs(spec_json: str, height: int, width: int, tokens: int) -> int:
+    spec = UNetSpec.from_json(spec_json)
     with torch.device("meta"):
         unet = build_unet(spec)
-        latents = torch.empty(1, spec.in_channels, height_px // downscale, width_px // downscale)
+        latents = torch.empty(1, spec.in_channels, height, width)
         text = torch.empty(1, tokens, spec.cross_attention_dim)
         added = None
         if spec.addition_embed_type == "text_time":
@@ -163,15 +171,19 @@ def measure_model(spec: ModelSpec) -> ModelSize:
             second = count_parameters(build_text_encoder(spec.text_encoder_2))
     unet = sum(block.parameters for block in blocks)
     vae = count_parameters(autoencoder)
-    downscale = spec.autoencoder.downscale
+    default = (spec.generation.width, spec.generation.height)
+    gmacs = {
+        size: unet_macs(spec.unet, *size, downscale=spec.autoencoder.downscale) / 1e9
+        for size in ((512, 512), (1024, 1024), default)
+    }
     return ModelSize(
         unet_parameters=unet,
         transformer_blocks=sum(sum(block.transformer_depths) for block in blocks),
         resnets=sum(block.resnets for block in blocks),
         attention_layers=sum(len(block.transformer_depths) for block in blocks),
-        gmacs_512=unet_macs(spec.unet, 512, 512, downscale) / 1e9,
-        gmacs_1024=unet_macs(spec.unet, 1024, 1024, downscale) / 1e9,
-        gmacs_default=unet_macs(spec.unet, spec.generation.width, spec.generation.height, downscale) / 1e9,
+        gmacs_512=gmacs[512, 512],
+        gmacs_1024=gmacs[1024, 1024],
+        gmacs_default=gmacs[default],
         blocks=blocks,
         text_encoder_parameters=first,
         text_encoder_2_parameters=second,
