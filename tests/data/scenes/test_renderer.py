@@ -64,9 +64,7 @@ def test_values_are_the_levels_of_an_8_bit_picture(atlas: SpriteAtlas) -> None:
 
 @pytest.mark.parametrize("background", [*BACKGROUNDS, *PLACES])
 def test_outside_the_object_there_is_only_background(atlas: SpriteAtlas, background: str) -> None:
-    with_cat, without = SceneRenderer(atlas).render(
-        [Scene((CAT,), background, "noto"), Scene((), background, "noto")]
-    )
+    with_cat, without = SceneRenderer(atlas).render([Scene((CAT,), background, "noto"), Scene((), background, "noto")])
     outside = torch.ones(128, 128, dtype=torch.bool)
     x0, y0, x1, y1 = CAT.box
     outside[y0 - 2 : y1 + 2, x0 - 2 : x1 + 2] = False

@@ -152,7 +152,9 @@ def dominant_hue_share(sprite: np.ndarray) -> tuple[float, float]:
     red, green, blue = rgb[:, coloured]
     top, width = high[coloured], chroma[coloured]
     hue = np.where(
-        top == red, (green - blue) / width % 6, np.where(top == green, (blue - red) / width + 2, (red - green) / width + 4)
+        top == red,
+        (green - blue) / width % 6,
+        np.where(top == green, (blue - red) / width + 2, (red - green) / width + 4),
     )
     counts = np.histogram(hue * 60, bins=36, range=(0, 360))[0]
     near = max(sum(np.roll(counts, shift)[peak] for shift in (-2, -1, 0, 1, 2)) for peak in range(36))
@@ -164,7 +166,9 @@ def _read_sheet(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGBA"))
     except (OSError, ValueError) as error:
-        raise UnreadableModel(f"{path}: the sprite sheet cannot be read ({error}); run `vega data icons` again") from error
+        raise UnreadableModel(
+            f"{path}: the sprite sheet cannot be read ({error}); run `vega data icons` again"
+        ) from error
 
 
 def _cut(sheet: np.ndarray, rows: Sequence[int]) -> np.ndarray:
