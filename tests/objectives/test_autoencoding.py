@@ -15,9 +15,9 @@ from vega_diffusion.objectives.autoencoding import (
     Autoencoding,
     edge_error,
     measure_scaling,
-    narrow_posterior,
     psnr,
     reconstruct,
+    start_fresh,
 )
 from vega_diffusion.specs.objective import AutoencodingSpec
 
@@ -87,9 +87,9 @@ def test_a_shifted_picture_has_no_edge_error_and_known_psnr():
     assert psnr(torch.tensor([0.04])).item() == pytest.approx(10 * math.log10(4 / 0.04), rel=1e-5)
 
 
-def test_a_narrow_posterior_and_the_scale_of_latents(vae):
+def test_a_fresh_start_and_the_scale_of_latents(vae):
     pixels = batch(8).tensors["pixels"]
-    narrow_posterior(vae, -6.0)
+    start_fresh(vae, -6.0)
     posterior = vae.encode(pixels).latent_dist
     assert posterior.logvar.mean().item() == pytest.approx(-6.0, abs=0.2)
     draws = torch.cat([posterior.sample() for _ in range(50)]).detach()

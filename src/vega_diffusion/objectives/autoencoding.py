@@ -38,14 +38,34 @@ class Autoencoding:
         return Loss.from_samples(total, {"l1": l1, "edge": edge, "kl": kl, "psnr": psnr(l2)})
 
 
+CONV_GAIN = 1.7
+BRANCH_GAIN = 0.25
+
+
 @torch.no_grad()
-def narrow_posterior(vae: nn.Module, logvar: float) -> None:
-    """Make a fresh autoencoder's posterior narrow everywhere: log variance near `logvar`, hardly moved by the input."""
+def start_fresh(vae: nn.Module, logvar: float) -> None:
+    """Rescale fresh weights so that the first signal is neither lost on its way nor drowned in noise.
+
+    The default initialisation shrinks a signal to about 1/sqrt(3) in every convolution, and the path from latents to
+    pixels has many without a norm; scaled by about sqrt(3) they keep it. Residual branches start small, so that the
+    network begins near a plain blur and sharpens from there. The posterior starts narrow everywhere: log variance near
+    `logvar`, hardly moved by the input. At 240 steps of 8 pictures this gave 16.4 dB where the defaults gave 13.2
+    (`docs/log.md`).
+
+    Args:
+        vae: An `AutoencoderKL` with fresh weights; changed in place.
+        logvar: Log variance of the posterior at the start.
+    """
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight *= CONV_GAIN
+            if name.endswith((".conv2", ".to_out.0")):
+                module.weight *= BRANCH_GAIN
     layer = vae.get_submodule("quant_conv")
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
     half = layer.out_channels // 2
-    layer.weight[half:] *= 0.1
+    layer.weight[half:] *= 0.01
     layer.bias[half:] = logvar
 
 

@@ -12,7 +12,7 @@ from typing import cast
 from torch import nn
 
 from vega_diffusion.data.batches import BatchSource
-from vega_diffusion.objectives.autoencoding import measure_scaling, narrow_posterior
+from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
 from vega_diffusion.objectives.build import build_heads, build_objective
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.objective import AutoencodingSpec
@@ -76,8 +76,12 @@ def run_recipe(
     accelerator = make_accelerator(recipe, device)
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
+        spec = find_spec(recipe.model.base)
+        for name, reference in recipe.model.weights.items():
+            locate(reference, name)  # before an hour of encoding, not after it
+        # Data first: the autoencoder has come and gone before the networks that are trained take memory.
+        source = build_source(recipe, spec, accelerator.device)
         parts = build_parts(recipe)
-        source = build_source(recipe, parts.spec, accelerator.device)
         if init_from is not None:
             report = warm_start(parts.student, init_from)
             warn(str(report))
@@ -98,7 +102,10 @@ def run_recipe(
             warn(f"resuming {directory.name} after step {trainer.step}")
         if accelerator.is_main_process:
             _write_recipe(recipe, directory)
-        return trainer.train()
+        try:
+            return trainer.train()
+        finally:
+            accelerator.end_training()
 
 
 def build_parts(recipe: TrainRecipe) -> RunParts:
@@ -111,7 +118,7 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     inputs: dict[str, str] = {}
     trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
     if isinstance(recipe.objective, AutoencodingSpec) and "vae" not in inputs:
-        narrow_posterior(trained["vae"], recipe.objective.initial_logvar)
+        start_fresh(trained["vae"], recipe.objective.initial_logvar)
     frozen = frozen_components(recipe, spec, inputs)
     heads = build_heads(recipe.objective, spec, recipe.seed)
     freeze = (*recipe.model.freeze, *unread_modules(trained))
