@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,9 @@ def run(argv: list[str]) -> int:
     if arguments.dry_run:
         return _plan(recipe, arguments)
     if arguments.processes > 1 and "LOCAL_RANK" not in os.environ:
-        return _launch(argv, arguments)
+        from vega_diffusion.training.launch import launch
+
+        return launch([sys.executable, "-m", "vega_diffusion.cli.main", "train", *argv], arguments.processes)
     from vega_diffusion.training.guard import RunStopped
     from vega_diffusion.training.run_directory import RunDirectory
 
@@ -98,28 +99,6 @@ def _plan(recipe: TrainRecipe, arguments: TrainArguments) -> int:
     plan = plan_run(recipe, make_accelerator(recipe, arguments.device).device)
     print(json.dumps(plan.to_dict()) if arguments.json else plan)
     return 0
-
-
-def _launch(argv: list[str], arguments: TrainArguments) -> int:
-    """Start this command once a process, as torchrun does; a signal to this process reaches them all."""
-    import signal
-
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
-    command += ["--nproc_per_node", str(arguments.processes), sys.executable, "-m", "vega_diffusion.cli.main"]
-    child = subprocess.Popen([*command, "train", *argv])
-    received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        child.send_signal(signal.SIGTERM)
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return 128 + received[0] if received else code
 
 
 def _report(result: TrainResult, directory: RunDirectory, arguments: TrainArguments) -> None:

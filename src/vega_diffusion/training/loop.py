@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -78,16 +79,16 @@ def make_accelerator(recipe: TrainRecipe, device: str = "auto") -> Accelerator:
     """Return an accelerator for the recipe's precision on `auto`, `cpu` or an accelerator's name.
 
     Raises:
-        InvalidValue: fp16 on a CPU.
+        InvalidValue: fp16 on a CPU, or a device that this machine does not have.
     """
-    AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
-    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
-    if recipe.mixed_precision == "no":
-        return accelerator
-    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cpu = device == "cpu" or (device == "auto" and found is None)
+    if not cpu and device != "auto" and (found is None or found.type != device):
+        raise InvalidValue("--device", device, f"auto, cpu{f' or {found.type}' if found else ''} here", "choose another")
+    if cpu and recipe.mixed_precision == "fp16":
         raise InvalidValue("mixed_precision", "fp16", "no or bf16 on a CPU", "use --set mixed_precision=bf16")
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=recipe.mixed_precision, cpu=device == "cpu")
+    AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
+    return Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
 
 
 class Trainer:
@@ -185,7 +186,7 @@ class Trainer:
                     if self._due(recipe.log_every):
                         now = time.monotonic()
                         rate = (self.step - logged_step) * recipe.batch_size / (now - logged_at)
-                        last = self._averages.take() | {"lr": lr, "samples_per_s": rate}
+                        last = self._averages.take(self._over_ranks) | {"lr": lr, "samples_per_s": rate}
                         logged_at, logged_step = now, self.step
                         if log is not None:
                             log.write(self.step, last)
@@ -260,6 +261,10 @@ class Trainer:
 
     def _check_finite(self) -> None:
         found = self._guard.bad()
+        if self.accelerator.num_processes > 1:  # all ranks end together, and each can name the samples
+            anywhere = torch.tensor([int(found is not None)], device=self.accelerator.device)
+            if int(self.accelerator.gather(anywhere).max()):
+                found = next(one for one in gather_object([found]) if one is not None)
         if found is None:
             return
         step, positions = found
@@ -268,6 +273,11 @@ class Trainer:
             f"step {step}: loss or gradient is not finite for samples {names}; "
             f"lower optimizer.lr or look at these samples, then run again: saved states are kept"
         )
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        reduced = self.accelerator.reduce(values, "mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def _enter_phase(self, step: int) -> None:
         """Where a component has just been frozen, drop it from the gradients (and from DDP's bookkeeping)."""

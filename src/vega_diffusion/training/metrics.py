@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -28,11 +30,16 @@ class Averages:
             self._sums[name] = self._sums[name] + scaled if name in self._sums else scaled
             self._counts[name] = self._counts.get(name, 0.0) + weight
 
-    def take(self) -> dict[str, float]:
-        """Return the means and start anew; this is the one place that waits for the device."""
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+    def take(self, over_ranks: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, float]:
+        """Return the means and start anew; this is the one place that waits for the device.
+
+        Args:
+            over_ranks: Averages a tensor over the processes of a run.
+        """
+        names = list(self._sums)
+        means = over_ranks(torch.stack([self._sums[name].float() / self._counts[name] for name in names]))
         self._sums, self._counts = {}, {}
-        return means
+        return dict(zip(names, means.tolist(), strict=True))
 
 
 class MetricsLog:

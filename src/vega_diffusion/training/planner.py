@@ -140,20 +140,20 @@ def example_batch(recipe: TrainRecipe, spec: ModelSpec) -> Batch:
 
 
 def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12) -> float:
-    """Return FLOP/s of 1024 x 1024 matrix products in a run's precision, with the threads that torch has.
+    """Return FLOP/s of 512 x 512 matrix products in a run's precision, with the threads that torch has.
 
     The best of several short windows counts, so that a busy machine is not taken for a slow one.
     """
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
-    products, best = 4 if device.type == "cpu" else 400, float("inf")
+    a, b = (torch.randn(512, 512, device=device).to(dtype) for _ in range(2))
+    products, best = 16 if device.type == "cpu" else 2000, float("inf")
     for _ in range(windows):
         started = time.monotonic()
         for _ in range(products):
             c = a @ b
         float(c[0, 0])
         best = min(best, time.monotonic() - started)
-    return products * 2 * 1024**3 / best
+    return products * 2 * 512**3 / best
 
 
 def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, torch.nn.Module]]:
