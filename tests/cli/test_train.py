@@ -53,7 +53,9 @@ def published(folder):
 
 
 def same(first, second):
-    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, second, strict=True))
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(first, second, strict=True)
+    )
 
 
 def test_a_plan_is_printed_and_nothing_is_made(recipe, runs, capsys):
@@ -204,7 +206,9 @@ def test_a_run_in_use_is_refused(recipe, runs):
     first = subprocess.Popen(command(recipe, "--set", "steps=100000"), stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: (runs / "text-tiny/metrics.jsonl").exists())
-        second = subprocess.run(command(recipe, "--set", "steps=100000"), capture_output=True, text=True, env=os.environ)
+        second = subprocess.run(
+            command(recipe, "--set", "steps=100000"), capture_output=True, text=True, env=os.environ
+        )
         assert second.returncode == 2
         assert "another process is training in" in second.stderr
     finally:

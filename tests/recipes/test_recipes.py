@@ -1,0 +1,82 @@
+"""Every recipe in `recipes/`: parses, is named model-method-hardware, runs two steps small, shows nothing held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vega_diffusion.cli.main import main
+from vega_diffusion.data.scene_stream import scene_stream
+from vega_diffusion.data.scenes.splits import held_out_combinations
+from vega_diffusion.specs.recipe import TrainRecipe
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.toml"))
+NAMES = (
+    "autoencoder-mini-cpu",
+    "mini-sdxl-denoise-cpu",
+    "text-mini-cpu",
+    "vega-mini-denoise-cpu",
+)
+SMALL = (
+    "steps=2",
+    "batch_size=2",
+    "micro_batch_size=1",
+    "save_every=2",
+    "log_every=1",
+    "lr_schedule.warmup_steps=1",
+    "compile=[]",
+)
+
+
+def needs(recipe: TrainRecipe) -> set[str]:
+    return {value.removeprefix("run:") for value in recipe.model.weights.values() if value.startswith("run:")}
+
+
+def test_every_recipe_is_known_here():
+    # A recipe that is not in the list would not be tested below.
+    assert tuple(path.stem for path in RECIPES) == NAMES
+    assert all(path.stem.rpartition("-")[2] in ("cpu", "cuda", "h200") for path in RECIPES)
+
+
+def test_recipes_name_only_runs_of_other_recipes():
+    recipes = {path.stem: TrainRecipe.read(path) for path in RECIPES}
+    assert set().union(*(needs(recipe) for recipe in recipes.values())) <= recipes.keys()
+
+
+def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    waiting, done = {path.stem: path for path in RECIPES}, []
+    while waiting:
+        stem = next(name for name, path in waiting.items() if needs(TrainRecipe.read(path)) <= set(done))
+        path = waiting.pop(stem)
+        changes = [*SMALL, *(["data.num_scenes=6"] if TrainRecipe.read(path).data.kind == "scene_latents" else [])]
+        arguments = [part for change in changes for part in ("--set", change)]
+        assert main(["train", str(path), *arguments]) == 0, capsys.readouterr().err
+        assert "2 steps done" in capsys.readouterr().out
+        assert list((tmp_path / "runs" / stem / "ema").rglob("*.safetensors"))
+        done.append(stem)
+    assert sorted(done) == list(NAMES)
+
+
+def held_out_scenes(count: int) -> list[str]:
+    found, seen = [], set()
+    for path in RECIPES:
+        data = TrainRecipe.read(path).data
+        stream, key = scene_stream(data.mix), (data.seed, data.mix.to_json())
+        if key in seen:
+            continue
+        seen.add(key)
+        found += [f"{path.stem} {p}" for p in range(count) if held_out_combinations(stream(data.seed, p))]
+    assert len(seen) >= 3
+    return found
+
+
+def test_no_recipe_shows_held_out_combinations():
+    assert held_out_scenes(2_000) == []
+
+
+@pytest.mark.slow
+def test_no_recipe_shows_held_out_combinations_in_200000_captions():
+    assert held_out_scenes(200_000) == []
