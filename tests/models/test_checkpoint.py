@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_the_pipeline_of_diffusers_reads_the_folder(
 def test_the_pipeline_draws(tiny_folder: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("a cat", negative_prompt="sketch", num_inference_steps=2, width=64, height=64).images[0]
+    result: Any = pipeline("a cat", negative_prompt="sketch", num_inference_steps=2, width=64, height=64)
+    image = result.images[0]
     assert image.size == (64, 64)
 
 

@@ -33,7 +33,8 @@ def write_configs(folder: Path, spec: ModelSpec, **unet_changes: Any) -> Path:
     with torch.device("meta"):
         UNet2DConditionModel(**(spec.unet.to_config() | unet_changes)).save_config(folder / "unet")
         AutoencoderKL(**spec.autoencoder.to_config()).save_config(folder / "vae")
-    EulerDiscreteScheduler.from_config(spec.schedule.to_config()).save_config(folder / "scheduler")
+    scheduler: Any = EulerDiscreteScheduler.from_config(spec.schedule.to_config())
+    scheduler.save_config(folder / "scheduler")
     CLIPTextConfig(**spec.text_encoder.to_config()).save_pretrained(folder / "text_encoder")
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     if second is not None:

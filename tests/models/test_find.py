@@ -47,6 +47,10 @@ def test_a_known_name_is_found_or_says_how_to_get_it(name: str) -> None:
     assert ("reinstall" if name in EMBEDDED else f"vega train {TEACHERS[name]}") in str(caught.value)
 
 
+def test_the_recipes_that_are_named_exist() -> None:
+    assert all((repository_root() / recipe).is_file() for recipe in TEACHERS.values())
+
+
 @pytest.mark.parametrize("name", HUB_IDS)
 def test_an_architecture_without_weights_names_its_hub_id(name: str) -> None:
     with pytest.raises(MissingFile, match=HUB_IDS[name]):

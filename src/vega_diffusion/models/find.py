@@ -16,11 +16,7 @@ from vega_diffusion.specs.presets import PRESETS
 # Shipped with the package.
 EMBEDDED = ("vega-mini",)
 # Kept in the repository only, with the recipe that makes each.
-TEACHERS: dict[str, str] = {
-    "mini-sdxl": "recipes/mini-sdxl-denoise-cpu.toml",
-    "mini-sdxl-3d": "recipes/mini-sdxl-3d-finetune-cpu.toml",
-    "mini-sdxl-cartoon": "recipes/mini-sdxl-cartoon-finetune-cpu.toml",
-}
+TEACHERS: dict[str, str] = {"mini-sdxl": "recipes/mini-sdxl-denoise-cpu.toml"}
 # Presets whose weights others publish.
 HUB_IDS: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
