@@ -141,6 +141,17 @@ def test_a_changed_initial_picture_is_refused(vega: Vega) -> None:
     assert "init_image" in err[0]
 
 
+def test_pictures_of_any_common_kind_can_be_started_from(vega: Vega) -> None:
+    for mode in ("RGBA", "P", "L", "1"):
+        Image.new(mode, (64, 64)).save("init.png")
+        Image.new(mode, (64, 64)).save("mask.png")
+        assert len(vega.draw("--init-image", "init.png", "--mask", "mask.png", "--output", f"{mode}.png")) == 1
+    Image.new("I;16", (64, 64)).save("deep.png")
+    code, _, err = vega("x", "--model", str(vega.model), "--init-image", "deep.png")
+    assert (code, len(err)) == (2, 1)
+    assert "8 bits" in err[0]
+
+
 def test_a_long_plain_prompt_is_cut_with_a_word(vega: Vega) -> None:
     """The tiny tokenizer spends a token on every letter."""
     code, out, err = vega("b" * 75 + "cut", "--model", str(vega.model), "--num-steps", "1", "--output", "x.png")

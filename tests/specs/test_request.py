@@ -67,6 +67,7 @@ def test_nothing_given_takes_the_models_defaults() -> None:
     assert resolved == GenerateRequest(
         prompt="a cat",
         negative_prompt="blurry",
+        default_negative=False,
         guidance_scale=9.0,
         num_steps=30,
         sampler="dpmpp_2m",
@@ -83,6 +84,7 @@ def test_nothing_given_takes_the_models_defaults() -> None:
 def test_what_is_given_wins_over_the_defaults() -> None:
     given_all = request(
         negative_prompt="",
+        default_negative=False,
         guidance_scale=2.0,
         num_steps=3,
         sampler="ddim",
@@ -106,6 +108,14 @@ def test_without_guidance_the_models_negative_prompt_is_left_out() -> None:
     unguided = DEFAULTS.model_copy(update={"guidance_scale": 0.0})
     with pytest.raises(VegaError, match="guidance_scale above 1"):
         request(negative_prompt="blurry").resolved(unguided)
+
+
+def test_a_resolved_request_needs_no_defaults_even_where_there_is_no_negative_prompt() -> None:
+    """Else a picture drawn before a model got a default negative prompt could not be made again."""
+    without = request(seed=1).resolved(GenerationDefaults())
+    assert without.negative_prompt is None
+    assert without.resolved(DEFAULTS) == without
+    assert request(default_negative=False).resolved(DEFAULTS).negative_prompt is None
 
 
 def test_seeds_drawn_at_random_differ() -> None:

@@ -40,6 +40,7 @@ def generate(
     /,
     model: Annotated[str | None, text("NAME|FOLDER|HUB-ID", DEFAULT_MODEL)] = None,
     negative_prompt: Annotated[str | None, text("TEXT", _MODELS)] = None,
+    default_negative: Annotated[bool, tyro.conf.arg(help_behavior_hint=" ")] = True,
     guidance_scale: Annotated[str | None, text("FLOAT", _MODELS)] = None,
     num_steps: Annotated[str | None, text("INT", _MODELS)] = None,
     sampler: Annotated[str | None, text("NAME", _MODELS)] = None,
@@ -65,6 +66,7 @@ def generate(
         prompt: What to draw.
         model: A known name, a diffusers folder, or a Hub id such as segmind/Segmind-Vega.
         negative_prompt: What to move away from.
+        default_negative: Do without the model's own negative prompt.
         guidance_scale: How strictly to follow the prompt; 1 or less is off.
         num_steps: Sampler steps.
         sampler: euler, euler_a, ddim, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde_karras, unipc, heun or lcm.
@@ -87,6 +89,8 @@ def generate(
     fields = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
+        # Only what was said: a replay keeps what its record says.
+        "default_negative": None if default_negative else False,
         "guidance_scale": guidance_scale,
         "num_steps": num_steps,
         "sampler": sampler,

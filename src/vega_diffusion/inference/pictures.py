@@ -13,18 +13,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vega_diffusion.errors import MissingFile, VegaError
+from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 
 
 def open_picture(path: str, field: str) -> Image.Image:
-    """Read a picture, turned upright.
+    """Read a picture, turned upright, in 8-bit colours (a mask in 8-bit greys).
 
     Raises:
         MissingFile: The file is missing or not a picture.
+        InvalidValue: It has more than 8 bits a channel, which PIL would clip.
     """
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).copy()
+            if picture.mode.startswith(("I", "F")):
+                raise InvalidValue(field, path, "a picture with 8 bits a channel", "convert it first")
+            return ImageOps.exif_transpose(picture).convert("L" if field == "mask" else "RGB")
     except FileNotFoundError as error:
         raise MissingFile(f"{field}: {path!r} does not exist; give the path of a PNG or JPEG file") from error
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:

@@ -44,6 +44,8 @@ class GenerateRequest(Spec):
     Attributes:
         prompt: The text; 1 to 10,000 characters.
         negative_prompt: What guidance moves away from. None: the model's default; "" : the encoded empty text.
+        default_negative: Whether a missing negative prompt takes the model's default; resolved requests hold False,
+            so that they say all even where there is none.
         guidance_scale: Classifier-free guidance weight w of `uncond + w (cond - uncond)`; 1 or less is off.
         num_steps: Sampler steps, 1 to 1000. With an initial picture, `int(num_steps * strength)` of them run.
         sampler: One of `SAMPLERS`.
@@ -61,6 +63,7 @@ class GenerateRequest(Spec):
 
     prompt: str
     negative_prompt: str | None = None
+    default_negative: bool = True
     guidance_scale: float | None = None
     num_steps: int | None = None
     sampler: str | None = None
@@ -116,7 +119,7 @@ class GenerateRequest(Spec):
     def resolved(self, defaults: GenerationDefaults, init_size: tuple[int, int] | None = None) -> Self:
         """Return this request with every default filled in, so that it alone makes the same pictures again.
 
-        `negative_prompt` stays None where neither the request nor the model names one.
+        `negative_prompt` stays None where neither the request nor the model names one, or guidance is off.
 
         Args:
             defaults: The model's own.
@@ -129,7 +132,7 @@ class GenerateRequest(Spec):
         negative_prompt = self.negative_prompt
         if guidance_scale <= 1 and negative_prompt:
             raise _negative_without_guidance(negative_prompt)
-        if guidance_scale > 1:
+        if guidance_scale > 1 and self.default_negative:
             negative_prompt = _first(negative_prompt, defaults.negative_prompt)
         num_steps = _first(self.num_steps, defaults.num_steps)
         strength = self.strength
@@ -143,6 +146,7 @@ class GenerateRequest(Spec):
             update={
                 "guidance_scale": guidance_scale,
                 "negative_prompt": negative_prompt,
+                "default_negative": False,
                 "num_steps": num_steps,
                 "sampler": _first(self.sampler, defaults.sampler),
                 "seed": secrets.randbelow(_RANDOM_SEEDS) if self.seed is None else self.seed,
