@@ -36,7 +36,7 @@ def test_every_sampler_follows_the_models_schedule_and_says_nothing(
 def test_names_mean_what_others_mean_by_them() -> None:
     karras = samplers.make_scheduler("dpmpp_2m_karras", CONFIG)
     assert isinstance(karras, DPMSolverMultistepScheduler)
-    assert (karras.config.use_karras_sigmas, karras.config.algorithm_type) == (True, "dpmsolver++")
+    assert (karras.config["use_karras_sigmas"], karras.config["algorithm_type"]) == (True, "dpmsolver++")
     plain = samplers.make_scheduler("dpmpp_2m", CONFIG)
     assert plain.config.use_karras_sigmas is False
     stochastic = samplers.make_scheduler("dpmpp_2m_sde_karras", CONFIG)
