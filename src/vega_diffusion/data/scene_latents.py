@@ -1,4 +1,4 @@
-"""Batches from a latent cache: fresh latents, one of the captions, now and then no caption."""
+"""Batches from a latent cache: fresh latents, one of the captions (as tokens or encoded), now and then no caption."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.data.latent_cache import LatentCache
 from vega_diffusion.data.order import ShuffledOrder
+from vega_diffusion.data.prompt_cache import PromptCache
 from vega_diffusion.data.tokens import Tokenize
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.specs.data import SceneLatentsSpec
 
 
 class SceneLatents:
-    """Denoising batches: `latents`, `time_ids`, `input_ids`, `input_ids_2` and, with zeros for no caption, `keep`.
+    """Denoising batches: `latents`, `time_ids`, the caption and, with zeros for no caption, `keep`.
+
+    The caption is `input_ids` and `input_ids_2`, or `prompt_embeds` and `pooled_prompt_embeds` where they are cached.
 
     Args:
         spec: Rates and the meaning of an empty caption.
@@ -24,13 +28,20 @@ class SceneLatents:
         tokenize: Both tokenizers.
         scaling_factor: Of the autoencoder; stored latents times this have a standard deviation near 1.
         version: Identity of the cache and the tokenizers, for the fingerprint.
+        prompts: The captions as frozen encoders read them; None gives token ids.
     """
 
     def __init__(
-        self, spec: SceneLatentsSpec, cache: LatentCache, tokenize: Tokenize, scaling_factor: float, version: str
+        self,
+        spec: SceneLatentsSpec,
+        cache: LatentCache,
+        tokenize: Tokenize,
+        scaling_factor: float,
+        version: str,
+        prompts: PromptCache | None = None,
     ) -> None:
         self.spec, self.cache, self.tokenize = spec, cache, tokenize
-        self.scaling_factor, self.version = scaling_factor, version
+        self.scaling_factor, self.version, self.prompts = scaling_factor, version, prompts
         self.order = ShuffledOrder(len(cache), spec.seed)
 
     def load(self, positions: Sequence[int]) -> Batch:
@@ -43,16 +54,25 @@ class SceneLatents:
         latents = (mean + std * rng.normal(mean.shape[1:], "posterior")) * self.scaling_factor
         choice = rng.integers(0, spec.captions_per_scene, "caption").tolist()
         kept = rng.uniform("empty") >= spec.empty_caption_rate
-        captions = [
-            self.cache.captions[row][number] if keep else ""
-            for row, number, keep in zip(rows, choice, kept.tolist(), strict=True)
-        ]
-        input_ids, input_ids_2 = self.tokenize(captions)
         time_ids = torch.from_numpy(np.stack([self.cache.time_ids[row] for row in rows])).float()
-        tensors = {"latents": latents, "time_ids": time_ids, "input_ids": input_ids, "input_ids_2": input_ids_2}
+        chosen = [
+            (row, number) if keep else None for row, number, keep in zip(rows, choice, kept.tolist(), strict=True)
+        ]
+        tensors = {"latents": latents, "time_ids": time_ids} | self._captions(chosen)
         if spec.empty_condition == "zeros":
             tensors["keep"] = kept
         return Batch([f"scene {spec.seed}/{row}" for row in rows], tensors)
+
+    def _captions(self, chosen: Sequence[tuple[int, int] | None]) -> dict[str, Tensor]:
+        """Return the condition of (scene, caption number) pairs; None is the empty caption."""
+        if self.prompts is not None:
+            width = self.spec.captions_per_scene
+            rows = [None if pair is None else pair[0] * width + pair[1] for pair in chosen]
+            embeds, pooled = self.prompts.take(rows)
+            return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+        captions = ["" if pair is None else self.cache.captions[pair[0]][pair[1]] for pair in chosen]
+        input_ids, input_ids_2 = self.tokenize(captions)
+        return {"input_ids": input_ids, "input_ids_2": input_ids_2}
 
     def fingerprint(self) -> str:
         """Return the identity of cache and tokenizers, and the length of the cache."""

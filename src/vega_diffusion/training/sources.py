@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vega_diffusion.data.batches import BatchSource
 from vega_diffusion.data.latent_cache import LatentCache, LatentCacheBuilder
+from vega_diffusion.data.prompt_cache import PromptCache, open_prompts
 from vega_diffusion.data.scene_captions import SceneCaptions
 from vega_diffusion.data.scene_images import SceneImages, icons_folder
 from vega_diffusion.data.scene_latents import SceneLatents
@@ -26,6 +30,7 @@ from vega_diffusion.models.checkpoint import load_tokenizer
 from vega_diffusion.models.detect import autoencoder_spec
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import read_json
+from vega_diffusion.objectives.conditioning import encode_tokens
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
 from vega_diffusion.specs.presets import PRESETS
@@ -34,8 +39,16 @@ from vega_diffusion.training.components import build_component, digest, load_wei
 from vega_diffusion.training.run_directory import vega_home
 
 
-def build_source(recipe: TrainRecipe, spec: ModelSpec, device: torch.device) -> BatchSource:
+def build_source(
+    recipe: TrainRecipe, spec: ModelSpec, device: torch.device, frozen: Mapping[str, nn.Module] | None = None
+) -> BatchSource:
     """Build the recipe's data source; pictures are drawn and encoded on `device`.
+
+    Args:
+        recipe: The run.
+        spec: Its model.
+        device: Where to draw and encode.
+        frozen: The frozen components; where both text encoders are among them, captions are encoded once.
 
     Raises:
         VegaError: Icons, tokenizers or the autoencoder's weights are not there.
@@ -54,9 +67,47 @@ def build_source(recipe: TrainRecipe, spec: ModelSpec, device: torch.device) -> 
             tokenizers = load_tokenizers(recipe.model.base, spec)
             cache, scaling_factor = open_latents(recipe, data, spec, stream, device)
             version = f"cache={cache.folder.name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
-            return SceneLatents(data, cache, tokenizers, scaling_factor, version)
+            prompts = open_captions(recipe, data, cache, tokenizers, frozen or {}, device)
+            return SceneLatents(data, cache, tokenizers, scaling_factor, version, prompts)
         case _:
             assert_never(data)
+
+
+def open_captions(
+    recipe: TrainRecipe,
+    data: SceneLatentsSpec,
+    cache: LatentCache,
+    tokenizers: TokenizerPair,
+    frozen: Mapping[str, nn.Module],
+    device: torch.device,
+) -> PromptCache | None:
+    """Return the encoded captions of a latent cache, or None where a text encoder is still learning."""
+    names = ("text_encoder", "text_encoder_2")
+    if not set(names) <= frozen.keys() or set(names) & set(recipe.model.train):
+        return None
+    encoders = [frozen[name].to(device) for name in names]
+
+    @torch.no_grad()
+    def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, ids_2 = tokenizers(captions)
+        embeds, pooled = encode_tokens(*encoders, ids.to(device), ids_2.to(device))
+        return embeds.cpu(), pooled.cpu()
+
+    weights = hashlib.sha256()
+    for encoder in encoders:
+        for name, tensor in sorted(encoder.state_dict().items()):
+            weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    identity: dict[str, str | int] = {
+        "format": 1,
+        "latents": cache.folder.name,
+        "tokenizers": tokenizers.digest(),
+        "encoders": weights.hexdigest(),
+    }
+    captions = [text for scene in cache.captions for text in scene]
+    with tqdm(total=len(captions), unit="caption", desc="captions", file=sys.stderr, leave=False) as bar:
+        return open_prompts(
+            vega_home() / "prompts", identity, captions, encode, lambda done, total: bar.update(done - bar.n)
+        )
 
 
 def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from itertools import pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +86,7 @@ class SpriteAtlas:
     def pyramid(self) -> dict[int, Tensor]:
         """Side in px -> uint8 [N, 4, side, side]; each level is the 2x2 mean of the one above."""
         levels = {LEVELS_PX[0]: self.sprites}
-        for above, side in zip(LEVELS_PX, LEVELS_PX[1:], strict=False):
+        for above, side in pairwise(LEVELS_PX):
             source = levels[above]
             halves = torch.empty((len(source), 4, side, side), dtype=torch.uint8)
             for start in range(0, len(source), 256):
