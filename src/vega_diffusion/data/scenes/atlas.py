@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
