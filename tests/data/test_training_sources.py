@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def tokenizers():
 @pytest.fixture(scope="module")
 def vae():
     torch.manual_seed(0)
-    return AutoencoderKL(
+    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
+    return build(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4, 4, 4, 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ from vega_diffusion.specs.objective import AutoencodingSpec
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
-    return AutoencoderKL(
+    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
+    return build(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -73,7 +75,9 @@ def test_parts_by_hand(vae):
 @pytest.mark.parametrize("field", ["l1_weight", "l2_weight", "edge_weight", "kl_weight"])
 def test_every_weight_counts(vae, field):
     def total(value):
-        weights = dict.fromkeys(("l1_weight", "l2_weight", "edge_weight", "kl_weight"), 0.0) | {field: value}
+        weights: dict[str, Any] = dict.fromkeys(("l1_weight", "l2_weight", "edge_weight", "kl_weight"), 0.0) | {
+            field: value
+        }
         return Autoencoding(AutoencodingSpec(**weights))(student(vae), batch(), PositionRng(0, range(3))).total.item()
 
     assert total(0.0) == 0

@@ -80,8 +80,9 @@ class SceneText:
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
         """Return the loss; parts are the share of right answers, from tokens and from the pooled embedding."""
         ids, ids_2 = batch.tensors["input_ids"], batch.tensors["input_ids_2"]
-        encoders = [getattr(student, name, None) or self.frozen[name] for name in ("text_encoder", "text_encoder_2")]
-        tokens, pooled = encode_tokens(*encoders, ids, ids_2)
+        names = ("text_encoder", "text_encoder_2")
+        first, second = (getattr(student, name, None) or self.frozen[name] for name in names)
+        tokens, pooled = encode_tokens(first, second, ids, ids_2)
         token_logits, pooled_logits = student.get_submodule("heads")(tokens, pooled, before_padding(ids))
         targets = {name: batch.tensors[TARGET + name] for name in token_logits}
         token_loss, accuracy = _score(token_logits, targets)

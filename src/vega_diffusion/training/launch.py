@@ -51,9 +51,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         return own[0] if own else next((128 - code for code in codes if code), 0)
 
 
-def _start(
-    command: Sequence[str], rank: int, processes: int, port: int, quiet: IO[bytes]
-) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], rank: int, processes: int, port: int, quiet: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -84,7 +84,8 @@ def make_accelerator(recipe: TrainRecipe, device: str = "auto") -> Accelerator:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     cpu = device == "cpu" or (device == "auto" and found is None)
     if not cpu and device != "auto" and (found is None or found.type != device):
-        raise InvalidValue("--device", device, f"auto, cpu{f' or {found.type}' if found else ''} here", "choose another")
+        here = f"auto, cpu{f' or {found.type}' if found else ''} here"
+        raise InvalidValue("--device", device, here, "choose another")
     if cpu and recipe.mixed_precision == "fp16":
         raise InvalidValue("mixed_precision", "fp16", "no or bf16 on a CPU", "use --set mixed_precision=bf16")
     AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
@@ -263,7 +264,8 @@ class Trainer:
         found = self._guard.bad()
         if self.accelerator.num_processes > 1:  # all ranks end together, and each can name the samples
             anywhere = torch.tensor([int(found is not None)], device=self.accelerator.device)
-            if int(self.accelerator.gather(anywhere).max()):
+            everywhere: Any = self.accelerator.gather(anywhere)
+            if int(everywhere.max()):
                 found = next(one for one in gather_object([found]) if one is not None)
         if found is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -75,6 +76,7 @@ def _pictures(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory) -> 
     from vega_diffusion.objectives.conditioning import encode_tokens
     from vega_diffusion.training.run import frozen_components
 
+    vae: Any
     vae, _ = load_vae(recipe, spec)
     frozen = frozen_components(recipe, spec)
     tokenizers = load_tokenizers(recipe.model.base, spec)
@@ -84,15 +86,15 @@ def _pictures(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory) -> 
     def sample(step: int, student: Student) -> dict[str, float]:
         unet = student.get_submodule("unet")
         device = next(unet.parameters()).device
-        encoders = [
-            getattr(student, name, None) or frozen[name].to(device) for name in ("text_encoder", "text_encoder_2")
-        ]
-        embeds, pooled = encode_tokens(*encoders, *(ids.to(device) for ids in tokenizers(PROMPTS)))
+        names = ("text_encoder", "text_encoder_2")
+        first, second = (getattr(student, name, None) or frozen[name].to(device) for name in names)
+        ids, ids_2 = tokenizers(PROMPTS)
+        embeds, pooled = encode_tokens(first, second, ids.to(device), ids_2.to(device))
         embeds, pooled = (torch.cat([torch.zeros_like(value), value]) for value in (embeds, pooled))
         time_ids = torch.tensor([[size, size, 0, 0, size, size]], device=device).expand(2 * len(PROMPTS), 6)
         shape = (spec.autoencoder.latent_channels, spec.unet.sample_size, spec.unet.sample_size)
         latents = PositionRng(HELD_OUT_SEED, range(len(PROMPTS)), device).normal(shape, "sample")
-        scheduler = DDIMScheduler.from_config(config)
+        scheduler: Any = DDIMScheduler.from_config(config)
         scheduler.set_timesteps(20)
         for t in scheduler.timesteps:
             added = {"text_embeds": pooled, "time_ids": time_ids}
