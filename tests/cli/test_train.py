@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -142,10 +142,22 @@ def command(recipe, *more):
     return [sys.executable, "-m", "vega_diffusion.cli.main", "train", recipe, *more]
 
 
-def wait_for(condition, seconds=120.0):
+@contextmanager
+def started(*arguments, **options):
+    """A process that does not outlive its test, whatever happens."""
+    child = subprocess.Popen(command(*arguments), text=True, **options)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def wait_for(condition, child, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert child.poll() is None, "the run ended too early"
+        assert time.monotonic() < end, "the run did not get there in time"
         time.sleep(0.02)
 
 
@@ -156,10 +168,10 @@ LONG = ["--set", "steps=60", "--set", "save_every=7"]
 def test_a_killed_run_goes_on_bit_for_bit(recipe, runs):
     subprocess.run(command(recipe, *LONG, "--run-name", "whole"), check=True, capture_output=True)
     for kill_after in ("step-00000007", "step-00000028"):
-        child = subprocess.Popen(command(recipe, *LONG, "--run-name", "killed"), stderr=subprocess.DEVNULL)
-        wait_for(lambda name=kill_after: (runs / "killed/states" / name).exists())
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+        with started(recipe, *LONG, "--run-name", "killed", stderr=subprocess.DEVNULL) as child:
+            wait_for(lambda name=kill_after: (runs / "killed/states" / name).exists(), child)
+            child.send_signal(signal.SIGKILL)
+            assert child.wait() == -signal.SIGKILL
     states = [path.name for path in (runs / "killed/states").glob("step-*")]
     assert max(states) < "step-00000060", "the run was over before it could be killed"
     done = subprocess.run(command(recipe, *LONG, "--run-name", "killed"), check=True, capture_output=True, text=True)
@@ -174,11 +186,11 @@ def test_a_killed_run_goes_on_bit_for_bit(recipe, runs):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_saves_first(recipe, runs, number, code, processes):
     long = ["--set", "steps=100000", "--set", "save_every=50000", "--processes", str(processes)]
-    child = subprocess.Popen(command(recipe, *long), stderr=subprocess.PIPE, text=True)
     metrics = runs / "text-tiny/metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
-    child.send_signal(number)
-    _, said = child.communicate(timeout=120)
+    with started(recipe, *long, stderr=subprocess.PIPE) as child:
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, child)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=300)
     assert child.returncode == code
     assert f"stopped by {number.name} after step" in said
     assert len(list((runs / "text-tiny/states").glob("step-*"))) == 1
@@ -203,14 +215,8 @@ def test_two_processes_equal_one_at_the_same_batch(recipe, runs):
 
 @pytest.mark.slow
 def test_a_run_in_use_is_refused(recipe, runs):
-    first = subprocess.Popen(command(recipe, "--set", "steps=100000"), stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: (runs / "text-tiny/metrics.jsonl").exists())
-        second = subprocess.run(
-            command(recipe, "--set", "steps=100000"), capture_output=True, text=True, env=os.environ
-        )
-        assert second.returncode == 2
-        assert "another process is training in" in second.stderr
-    finally:
-        first.kill()
-        first.wait()
+    with started(recipe, "--set", "steps=100000", stderr=subprocess.DEVNULL) as first:
+        wait_for(lambda: (runs / "text-tiny/metrics.jsonl").exists(), first)
+        second = subprocess.run(command(recipe, "--set", "steps=100000"), capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "another process is training in" in second.stderr

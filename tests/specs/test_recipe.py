@@ -130,6 +130,12 @@ def test_every_field_is_in_the_identity_or_free(path):
     assert top | MAY_CHANGE == set(TrainRecipe.model_fields)
 
 
+def test_none_is_no_value(path):
+    recipe = TrainRecipe.read(path, ["ema=none", "max_grad_norm=none", "objective.min_snr_gamma=none"])
+    assert (recipe.ema, recipe.max_grad_norm, recipe.objective.min_snr_gamma) == (None, None, None)  # type: ignore[union-attr]
+    assert "steps: None" in refused(path, "steps=none")
+
+
 def test_change_builds_tables_and_takes_plain_text():
     data: dict = {}
     apply_change(data, "a.b.c=plain text: it is not TOML")

@@ -8,6 +8,7 @@ scenes only adds them. A build that was killed goes on where it stopped.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -94,20 +95,25 @@ class LatentCacheBuilder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "identity.json").write_text(self.identity, encoding="utf-8")
             shape = tuple(self._posterior([self.stream(self.seed, 0)]).shape[1:])
-            done = self._complete(2 * int(np.prod(shape)))
-            while done < num_scenes:
-                count = min(CHUNK, num_scenes - done)
-                self._append(range(done, done + count))
-                done += count
-                progress(done, num_scenes)
+            with open(self.folder / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a run wait here, then find all of it
+                self._fill(num_scenes, shape, progress)
         except OSError as error:
             raise VegaError(
                 f"{self.folder}: cannot be written ({error.strerror}); free disk space and run again, "
                 "what is encoded is kept"
             ) from error
         return self._opened(num_scenes, shape)
+
+    def _fill(self, num_scenes: int, shape: tuple[int, ...], progress: Callable[[int, int], None]) -> None:
+        (self.folder / "identity.json").write_text(self.identity, encoding="utf-8")
+        done = self._complete(2 * int(np.prod(shape)))
+        while done < num_scenes:
+            count = min(CHUNK, num_scenes - done)
+            self._append(range(done, done + count))
+            done += count
+            progress(done, num_scenes)
 
     def _append(self, positions: range) -> None:
         scenes = [self.stream(self.seed, position) for position in positions]

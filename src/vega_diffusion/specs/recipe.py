@@ -63,7 +63,7 @@ class TrainRecipe(StrictSpec):
 
     `micro_batch_size` is what one process takes through the network at once; the rest is accumulated and gives the
     same step. `compile` names modules of the trained components to compile, such as `vae.encoder`. `max_grad_norm`
-    clips the gradient's length; None does not.
+    clips the gradient's length. In a TOML file, "none" stands for None: `max_grad_norm = "none"` does not clip.
     """
 
     model: TrainedModelSpec
@@ -98,6 +98,8 @@ class TrainRecipe(StrictSpec):
             raise InvalidValue("model.train", list(self.model.train), f"some of: {allowed}", "change the list")
         if kind == "denoising" and "unet" not in self.model.train:
             raise InvalidValue("model.train", list(self.model.train), "a list with unet", "add it")
+        if kind == "scene_text" and self.sample_every is not None:
+            raise InvalidValue("sample_every", self.sample_every, "nothing for scene_text (no pictures)", "remove it")
         self._check_module_names()
         if self.lr_schedule.warmup_steps >= self.steps:
             raise InvalidValue(
@@ -130,7 +132,7 @@ class TrainRecipe(StrictSpec):
         data = read_toml(path)
         for change in changes:
             apply_change(data, change)
-        return cls.from_dict(data)
+        return cls.from_dict(_without_none(data))
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights after a given step: every field but those of `MAY_CHANGE`, flattened."""
@@ -174,6 +176,13 @@ def apply_change(data: dict[str, Any], change: str) -> None:
         if not isinstance(table, dict):
             raise VegaError(f"--set {path.strip()}: {name} is a value, not a table; give the path of a key")
     table[last] = _toml_value(text.strip())
+
+
+def _without_none(value: Any) -> Any:
+    """Turn the text "none" into no value, which TOML cannot write: `ema = "none"`, `max_grad_norm = "none"`."""
+    if isinstance(value, dict):
+        return {key: _without_none(entry) for key, entry in value.items()}
+    return None if value == "none" else value
 
 
 def _toml_value(text: str) -> Any:

@@ -24,6 +24,7 @@ from vega_diffusion.training.student import Student
 
 COUNT = 16
 HELD_OUT_SEED = 1_000_003
+NUM_STEPS = 12
 PROMPTS = (
     "a cat next to a slice of pizza",
     "a red car on a blue background",
@@ -95,7 +96,7 @@ def _pictures(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory) -> 
         shape = (spec.autoencoder.latent_channels, spec.unet.sample_size, spec.unet.sample_size)
         latents = PositionRng(HELD_OUT_SEED, range(len(PROMPTS)), device).normal(shape, "sample")
         scheduler: Any = DDIMScheduler.from_config(config)
-        scheduler.set_timesteps(20)
+        scheduler.set_timesteps(NUM_STEPS)
         for t in scheduler.timesteps:
             added = {"text_embeds": pooled, "time_ids": time_ids}
             both = unet(torch.cat([latents] * 2), t, encoder_hidden_states=embeds, added_cond_kwargs=added).sample
