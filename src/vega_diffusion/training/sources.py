@@ -99,7 +99,9 @@ def open_captions(
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     identity: dict[str, str | int] = {
         "format": 1,
-        "latents": cache.folder.name,
+        "scenes": stream_digest(scene_stream(data.mix), data.seed),
+        "seed": data.seed,
+        "captions_per_scene": data.captions_per_scene,
         "tokenizers": tokenizers.digest(),
         "encoders": weights.hexdigest(),
     }
