@@ -51,16 +51,14 @@ def run_record(name: str) -> dict[str, Any]:
     """Return what a run's folder says about how its weights were made.
 
     Raises:
-        MissingFile: The run has no recipe or no metrics.
+        MissingFile: The run has no recipe or no saved state.
     """
     directory = RunDirectory(name)
     try:
         recipe = json.loads(directory.recipe.read_text(encoding="utf-8"))
-        last = json.loads(directory.metrics.read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, IndexError, ValueError) as error:
-        raise MissingFile(f"run {name}: no recipe or metrics in {directory.path}; train that recipe first") from error
-    states = sorted(path.name for path in directory.states.glob("step-*"))
-    steps = int(states[-1].removeprefix("step-")) if states else last["step"]
+        steps = max(int(path.name.removeprefix("step-")) for path in directory.states.glob("step-*"))
+    except (OSError, ValueError) as error:
+        raise MissingFile(f"run {name}: no recipe or state in {directory.path}; train that recipe first") from error
     return {"run": name, "steps": steps, "samples": steps * recipe["batch_size"], "recipe": recipe}
 
 
