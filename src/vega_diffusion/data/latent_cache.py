@@ -106,7 +106,7 @@ class LatentCacheBuilder:
             ) from error
         return self._opened(num_scenes, shape)
 
-    def _fill(self, num_scenes: int, shape: tuple[int, ...], progress: Callable[[int, int], None]) -> None:
+    def _fill(self, num_scenes: int, shape: tuple[int, ...], progress: Callable[[int, int], object]) -> None:
         (self.folder / "identity.json").write_text(self.identity, encoding="utf-8")
         done = self._complete(2 * int(np.prod(shape)))
         while done < num_scenes:

@@ -6,6 +6,7 @@ named by a hash of captions, tokenizers and encoder weights; a build that was ki
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -71,15 +72,17 @@ def open_prompts(
     assert len(empty) == 2
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "identity.json").write_text(text, encoding="utf-8")
         files = [folder / "prompt_embeds.f16", folder / "pooled.f16"]
-        done = _complete(files, [part.nbytes for part in empty])
-        while done < len(captions):
-            chunk = captions[done : done + CHUNK]
-            for file, part in zip(files, encode(chunk), strict=True):
-                _append(file, part.half().numpy().tobytes())
-            done += len(chunk)
-            progress(done, len(captions))
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a run wait here, then find all of it
+            (folder / "identity.json").write_text(text, encoding="utf-8")
+            done = _complete(files, [part.nbytes for part in empty])
+            while done < len(captions):
+                chunk = captions[done : done + CHUNK]
+                for file, part in zip(files, encode(chunk), strict=True):
+                    _append(file, part.half().numpy().tobytes())
+                done += len(chunk)
+                progress(done, len(captions))
     except OSError as error:
         raise VegaError(
             f"{folder}: cannot be written ({error.strerror}); free disk space and run again, what is encoded is kept"
