@@ -26,6 +26,7 @@ from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.compiled import check_compiled
 from vega_diffusion.training.ema import Ema
 from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
 from vega_diffusion.training.metrics import Averages, MetricsLog
@@ -174,6 +175,8 @@ class Trainer:
             RunStopped: SIGTERM or SIGINT came; the state is saved.
         """
         main, recipe = self.accelerator.is_main_process, self.recipe
+        if recipe.compile:
+            check_compiled(recipe.compile, dict(self.student.named_parameters()), self._backward_once)
         started, logged_at, logged_step = time.monotonic(), time.monotonic(), self.step
         log = MetricsLog(self.directory.metrics, self.directory.tensorboard, self.step) if main else None
         bar = tqdm(total=recipe.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True)
@@ -252,6 +255,13 @@ class Trainer:
         self._guard.observe(step, positions, per_sample)
         self._averages.add({"loss": total} | values, weight=share)
         self.accelerator.backward(total * share)
+
+    def _backward_once(self) -> None:
+        """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""
+        positions = self.positions(self.step)[: self.recipe.micro_batch_size]
+        batch = self.source.load(positions).to(self.accelerator.device)
+        rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
+        self.accelerator.backward(self._module(batch, rng)["total"])
 
     def _clip(self) -> Tensor:
         limit = self.recipe.max_grad_norm
