@@ -9,7 +9,6 @@ from torch import nn
 from vega_diffusion.errors import VegaError
 from vega_diffusion.training.compiled import check_compiled
 
-
 RUNS: list[str] = []
 
 
