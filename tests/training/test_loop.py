@@ -104,6 +104,23 @@ def test_a_sample_that_is_not_finite_is_named_and_weights_stay(make_trainer, rec
     assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
+def test_a_state_never_outruns_the_guard(make_trainer, recipe, pictures):
+    # As on an accelerator, where numbers are read only now and then: the bad step is found before it is saved.
+    trainer = make_trainer(recipe(save_every=100, log_every=100), source=pictures(bad=9))
+    trainer._check_every = 100
+    while trainer.step < 4:
+        trainer._one_step()
+    with pytest.raises(NotFinite, match=r"step 2: .* picture 9; "):
+        trainer._save(0.0)
+    assert list(trainer.directory.states.iterdir()) == []
+
+
+def test_the_last_steps_are_logged_too(make_trainer, recipe):
+    trainer = make_trainer(recipe(steps=5, log_every=3))
+    assert trainer.train().metrics["loss"] > 0
+    assert [line["step"] for line in read_metrics(trainer.directory.metrics)] == [3, 5]
+
+
 def test_sigterm_saves_and_says_143(make_trainer, recipe):
     trainer = make_trainer(recipe(save_every=100, log_every=100, sample_every=4), on_sample=lambda *_: {})
     plain = trainer._one_step

@@ -187,14 +187,14 @@ class Trainer:
                 while self.step < recipe.steps:
                     lr = self._one_step()
                     bar.update()
-                    if self._due(recipe.log_every):
+                    if self._due(recipe.log_every) or self.step == recipe.steps:
                         now = time.monotonic()
                         rate = (self.step - logged_step) * recipe.batch_size / (now - logged_at)
                         last = self._averages.take(self._over_ranks) | {"lr": lr, "samples_per_s": rate}
                         logged_at, logged_step = now, self.step
                         if log is not None:
                             log.write(self.step, last)
-                        bar.set_postfix({"loss": f"{last['loss']:.4f}", "img/s": f"{rate:.1f}"})
+                        bar.set_postfix({"loss": f"{last['loss']:.4f}", "samples/s": f"{rate:.1f}"})
                     stopped = self._stopped()
                     if stopped or self._due(recipe.save_every):
                         self._save(self.seconds_before + time.monotonic() - started)
@@ -321,6 +321,7 @@ class Trainer:
 
     def _save(self, seconds: float) -> None:
         accelerator = self.accelerator
+        self._check_finite()  # where a step is not looked at at once, a state must not outrun the guard
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             names = {id(parameter): name for name, parameter in self.student.named_parameters()}

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vega_diffusion.data.batches import Batch
@@ -83,7 +83,7 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
         objective.to(torch.device("meta"))
         batch = example_batch(recipe, spec)
     rng = PositionRng(recipe.seed, range(len(batch)), "meta")
-    with _counting_saved_bytes() as saved, FlopCounterMode(display=False) as counter:
+    with _counting_saved_bytes(student) as saved, FlopCounterMode(display=False) as counter:
         objective(student, batch, rng).total.backward()
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in student.parameters()) - trained
@@ -156,7 +156,7 @@ def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12)
     return products * 2 * 512**3 / best
 
 
-def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, torch.nn.Module]]:
+def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, nn.Module]]:
     trained = {name: build_component(spec, name, 0) for name in recipe.model.train}
     helpers = [name for name in HELPERS[recipe.objective.kind] if name not in trained]
     frozen = {name: build_component(spec, name, 0).requires_grad_(False) for name in helpers}
@@ -169,15 +169,15 @@ def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[s
 
 
 @contextmanager
-def _counting_saved_bytes() -> Iterator[list[int]]:
+def _counting_saved_bytes(student: nn.Module) -> Iterator[list[int]]:
     """Count the bytes of what the backward pass keeps; each storage once, parameters not at all."""
-    seen: set[int] = set()
+    seen = {parameter.untyped_storage()._cdata for parameter in student.parameters()}  # views of weights cost nothing
     total = [0]
     kept = []  # a freed storage's address may be used again: keep them all for the length of the count
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, torch.nn.Parameter) and storage._cdata not in seen:
+        if storage._cdata not in seen:
             seen.add(storage._cdata)
             kept.append(storage)
             total[0] += storage.nbytes()
