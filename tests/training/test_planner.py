@@ -58,6 +58,6 @@ def test_activations_grow_with_the_micro_batch_alone():
             ["micro_batch_size=1", "batch_size=8"],
         )
     )
-    assert large.activations_gib == pytest.approx(4 * small.activations_gib, rel=1e-6)
+    assert large.activations_gib == pytest.approx(4 * small.activations_gib, rel=1e-3)
     assert many.activations_gib == small.activations_gib
     assert large.weights_gib == small.weights_gib
