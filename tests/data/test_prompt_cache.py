@@ -62,7 +62,8 @@ def test_cached_captions_are_the_encoded_ones_sample_by_sample(tmp_path, tokeniz
     cached = SceneLatents(spec, latent_cache(tmp_path), tokenizers, 1.0, "v", prompts).load(range(40)).tensors
     assert "input_ids" not in cached
     with torch.no_grad():
-        embeds, pooled = encode_tokens(*encoders, live["input_ids"], live["input_ids_2"])
+        first, second = encoders
+        embeds, pooled = encode_tokens(first, second, live["input_ids"], live["input_ids_2"])
     torch.testing.assert_close(cached["prompt_embeds"], embeds, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(cached["pooled_prompt_embeds"], pooled, rtol=2e-3, atol=2e-3)
     for name in live.keys() & cached.keys():

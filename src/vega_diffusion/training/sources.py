@@ -85,12 +85,12 @@ def open_captions(
     names = ("text_encoder", "text_encoder_2")
     if not set(names) <= frozen.keys() or set(names) & set(recipe.model.train):
         return None
-    encoders = [frozen[name].to(device) for name in names]
+    first, second = encoders = [frozen[name].to(device) for name in names]
 
     @torch.no_grad()
     def encode(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, ids_2 = tokenizers(captions)
-        embeds, pooled = encode_tokens(*encoders, ids.to(device), ids_2.to(device))
+        embeds, pooled = encode_tokens(first, second, ids.to(device), ids_2.to(device))
         return embeds.cpu(), pooled.cpu()
 
     weights = hashlib.sha256()
