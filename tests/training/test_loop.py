@@ -183,6 +183,17 @@ def test_a_changed_recipe_is_refused_by_name(make_trainer, recipe, pictures):
     assert make_trainer(recipe(steps=8, save_every=1, keep=5, log_every=1, micro_batch_size=4)).resume()
 
 
+def test_more_steps_under_a_falling_rate_are_allowed_with_a_word(make_trainer, recipe):
+    make_trainer(recipe()).train()
+    said: list[str] = []
+    assert make_trainer(recipe(steps=9), warn=said.append).resume()
+    assert said == ["steps: 6 became 9, so the learning rate takes another course from here"]
+    fixed = {"kind": "cosine", "decay_steps": 6}
+    make_trainer(recipe(lr_schedule=fixed), "fixed").train()
+    assert make_trainer(recipe(lr_schedule=fixed, steps=9), "fixed", warn=said.append).resume()
+    assert len(said) == 1
+
+
 def test_fp16_on_a_cpu_is_refused(make_trainer, recipe):
     with pytest.raises(InvalidValue, match="mixed_precision: 'fp16'"):
         make_trainer(recipe(mixed_precision="fp16"))

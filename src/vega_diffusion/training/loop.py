@@ -165,6 +165,9 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state.extra["scaler"])
         self.step, self.seconds_before = state.step, state.extra["seconds"]
         self.init_from = state.extra["init_from"]
+        planned, schedule = state.extra.get("steps", self.recipe.steps), self.recipe.lr_schedule
+        if planned != self.recipe.steps and schedule.kind != "constant" and schedule.decay_steps is None:
+            self.warn(f"steps: {planned} became {self.recipe.steps}, so the learning rate takes another course from here")
         return True
 
     def train(self) -> TrainResult:
@@ -330,6 +333,7 @@ class Trainer:
                 "source": self.source.fingerprint(),
                 "inputs": self.inputs,
                 "init_from": self.init_from,
+                "steps": self.recipe.steps,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "seconds": seconds,
             }
