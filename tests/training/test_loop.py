@@ -187,7 +187,7 @@ def test_more_steps_under_a_falling_rate_are_allowed_with_a_word(make_trainer, r
     make_trainer(recipe()).train()
     said: list[str] = []
     assert make_trainer(recipe(steps=9), warn=said.append).resume()
-    assert said == ["steps: 6 became 9, so the learning rate takes another course from here"]
+    assert said == ["steps: 6 became 9, the learning rate changes course from here"]
     fixed = {"kind": "cosine", "decay_steps": 6}
     make_trainer(recipe(lr_schedule=fixed), "fixed").train()
     assert make_trainer(recipe(lr_schedule=fixed, steps=9), "fixed", warn=said.append).resume()

@@ -167,7 +167,7 @@ class Trainer:
         self.init_from = state.extra["init_from"]
         planned, schedule = state.extra.get("steps", self.recipe.steps), self.recipe.lr_schedule
         if planned != self.recipe.steps and schedule.kind != "constant" and schedule.decay_steps is None:
-            self.warn(f"steps: {planned} became {self.recipe.steps}, so the learning rate takes another course from here")
+            self.warn(f"steps: {planned} became {self.recipe.steps}, the learning rate changes course from here")
         return True
 
     def train(self) -> TrainResult:
