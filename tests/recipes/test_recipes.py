@@ -18,6 +18,7 @@ NAMES = (
     "mini-sdxl-denoise-cpu",
     "text-mini-cpu",
     "vega-mini-denoise-cpu",
+    "vega-mini-shapes-cpu",
 )
 SMALL = (
     "steps=2",
