@@ -1,4 +1,7 @@
-"""Fills README's table of figures from the result files; `make docs` runs it, and a test holds the two together."""
+"""Fills README's table of figures from the result files, and its picture grid where there is one.
+
+`make docs` runs it; tests hold README together with the files.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ from vega_diffusion.benchmarks.report import read_results
 from vega_diffusion.benchmarks.tables import fill
 
 ROOT = Path(__file__).parents[1]
+GRID_BEGIN, GRID_END = "<!-- grid:begin (make docs) -->", "<!-- grid:end -->"
+GRID = """![Fifteen prompts and what vega-mini draws for them](docs/images/grid.png)
+
+Fixed prompts, seed 0 for all, none chosen by eye (`scripts/draw_grid.py`).
+"""
 
 
 def main() -> int:
@@ -17,6 +25,10 @@ def main() -> int:
     results = ROOT / "benchmarks" / "results"
     text = readme.read_text()
     filled = fill(text, read_results(results) if results.is_dir() else [])
+    before, rest = filled.split(GRID_BEGIN)
+    _, after = rest.split(GRID_END)
+    grid = GRID if (ROOT / "docs" / "images" / "grid.png").exists() else ""
+    filled = before + GRID_BEGIN + "\n" + grid + GRID_END + after
     if filled != text:
         readme.write_text(filled)
         print("README.md: tables filled again")

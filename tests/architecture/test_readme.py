@@ -39,8 +39,11 @@ def file_map() -> tuple[set[str], set[str]]:
 
 def test_the_file_map_is_the_tree() -> None:
     root, package = file_map()
-    assert package == children(tracked(), PACKAGE)
-    assert {name if name != PACKAGE else "src/" for name in root} == children(tracked(), "")
+    # These are made by training and by measuring, so a young tree may not hold them yet.
+    made_later = {"assets/", "benchmarks/"}
+    assert package - made_later == children(tracked(), PACKAGE) - made_later
+    assert {name if name != PACKAGE else "src/" for name in root} - made_later == children(tracked(), "") - made_later
+    assert made_later <= root | package
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -64,3 +67,8 @@ def test_every_command_is_marked_as_run_or_not_run(path: Path) -> None:
     for number, line in enumerate(lines):
         if line.startswith(("```bash", "```python", "```console")):
             assert MARK.fullmatch(lines[number - 1]), f"{path.name}:{number}: mark the block with <!-- run --> above it"
+
+
+def test_readme_shows_the_grid_where_there_is_one() -> None:
+    shown = "](docs/images/grid.png)" in (ROOT / "README.md").read_text()
+    assert shown == (ROOT / "docs" / "images" / "grid.png").exists(), "run make docs"
