@@ -26,7 +26,6 @@ from vega_diffusion.data.scenes.scene import Scene
 from vega_diffusion.errors import VegaError
 
 CHUNK = 64
-CPU_PICTURES = 4
 TIME_IDS = 6
 
 Captioner = Callable[[Scene, int, int], Sequence[str]]
@@ -139,8 +138,9 @@ class LatentCacheBuilder:
     def _posterior(self, scenes: Sequence[Scene]) -> Tensor:
         """Return fp16 `[B, 2, C, H, W]`, means and standard deviations."""
         pictures = self.renderer.render(scenes)
-        # Activations of a few pictures stay in a CPU's cache: twice the rate of whole chunks, more on a busy machine.
-        size = CPU_PICTURES if pictures.device.type == "cpu" else CHUNK
+        # One picture's activations stay in a CPU's cache (twice the rate of whole chunks), and what is stored does not
+        # depend on where a build was cut. An accelerator wants them together.
+        size = 1 if pictures.device.type == "cpu" else CHUNK
         found = [self.vae.encode(part).latent_dist for part in pictures.split(size)]  # type: ignore[operator]
         return torch.cat([torch.stack([part.mean, part.std], dim=1) for part in found]).half()
 
