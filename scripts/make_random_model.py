@@ -16,16 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vega_diffusion.errors import InvalidValue, VegaError
-from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.build import build_component
 from vega_diffusion.models.export import new_folder, write_description, write_weights
 from vega_diffusion.models.layout import WeightName
-from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.models.tokenizer import byte_tokenizer
-from vega_diffusion.models.unet import build_unet
-from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.presets import PRESETS, preset
 
 CARD = """---
@@ -41,20 +37,6 @@ speed, memory and loading. What it draws is noise; no figure about picture quali
 
 Made by `python scripts/make_random_model.py {name} FOLDER --seed {seed}`.
 """
-
-
-def build(component: WeightName, spec: ModelSpec) -> nn.Module:
-    """Build one component with fresh weights."""
-    match component:
-        case "unet":
-            return build_unet(spec.unet)
-        case "vae":
-            return build_autoencoder(spec.autoencoder)
-        case "text_encoder":
-            return build_text_encoder(spec.text_encoder)
-        case "text_encoder_2":
-            assert spec.text_encoder_2 is not None, "checked before"
-            return build_text_encoder(spec.text_encoder_2)
 
 
 def make(name: str, folder: str, seed: int) -> Path:
@@ -85,7 +67,7 @@ def make(name: str, folder: str, seed: int) -> Path:
             # Made at fp16 from the start: fp32 would double the memory for numbers that mean nothing.
             torch.set_default_dtype(torch.float16)
             try:
-                module = build(component, spec)
+                module = build_component(spec, component)
             finally:
                 torch.set_default_dtype(torch.float32)
             write_weights(place, component, module, ("fp16",))

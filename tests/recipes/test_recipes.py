@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from vega_diffusion.cli.main import main
 from vega_diffusion.data.scene_stream import scene_stream
 from vega_diffusion.data.scenes.splits import held_out_combinations
+from vega_diffusion.models.detect import load_spec
+from vega_diffusion.specs.presets import preset
 from vega_diffusion.specs.recipe import TrainRecipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -18,6 +22,7 @@ NAMES = (
     "mini-sdxl-denoise-cpu",
     "text-mini-cpu",
     "vega-mini-denoise-cpu",
+    "vega-mini-joint-cpu",
     "vega-mini-shapes-cpu",
 )
 SMALL = (
@@ -63,6 +68,27 @@ def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "runs" / stem / "samples/step-00000002.png").is_file() == shown
         done.append(stem)
     assert sorted(done) == list(NAMES)
+    check_publishing(tmp_path / "model", tmp_path / "again")
+
+
+def check_publishing(model: Path, again: Path) -> None:
+    """Publish what the recipes left, then again with two components of that folder: weights and provenance stay."""
+    publish = runpy.run_path(str(FOLDER.parent / "scripts" / "publish_model.py"))["main"]
+    text, unet = "run:vega-mini-joint-cpu", "run:vega-mini-denoise-cpu"
+    assert publish(["vega-mini", str(model), "--unet", unet, "--text", text, "--vae", "run:autoencoder-mini-cpu"]) == 0
+    assert publish(["vega-mini", str(again), "--unet", unet, "--text", str(model), "--vae", str(model)]) == 0
+    for folder in (model, again):
+        assert load_spec(folder).unet == preset("vega-mini").unet
+        components = json.loads((folder / "vega.json").read_text())["provenance"]["components"]
+        before = components["unet"]["started_from"]
+        assert [components["unet"]["run"], before["run"]] == ["vega-mini-denoise-cpu", "vega-mini-joint-cpu"]
+        assert before["started_from"]["run"] == "vega-mini-shapes-cpu"
+        assert components["text_encoder"]["started_from"]["run"] == "text-mini-cpu"
+        assert (components["vae"]["steps"], components["vae"]["samples"]) == (2, 4)
+    files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
+    assert len(files) == 4
+    assert all((model / path).read_bytes() == (again / path).read_bytes() for path in files)
+    assert publish(["vega-mini", str(again), "--unet", unet, "--text", "run:none", "--vae", str(model)]) == 2
 
 
 def held_out_scenes(count: int) -> list[str]:

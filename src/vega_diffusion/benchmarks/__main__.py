@@ -22,6 +22,7 @@ CASES: dict[str, str] = {
     "generate": "vega_diffusion.benchmarks.generate",
     "autoencoder": "vega_diffusion.benchmarks.autoencoder",
     "full-shape": "vega_diffusion.benchmarks.full_shape",
+    "blind-naming": "vega_diffusion.benchmarks.blind_naming",
 }
 
 

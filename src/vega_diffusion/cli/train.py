@@ -64,8 +64,10 @@ def run(argv: list[str]) -> int:
 
         return launch([sys.executable, "-m", "vega_diffusion.cli.main", "train", *argv], arguments.processes)
     from vega_diffusion.training.guard import RunStopped
+    from vega_diffusion.training.launch import end_with_launcher
     from vega_diffusion.training.run_directory import RunDirectory
 
+    end_with_launcher()
     directory = RunDirectory(arguments.run_name or path.stem)
     try:
         result = _train(recipe, directory, arguments)

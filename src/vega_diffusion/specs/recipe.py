@@ -49,6 +49,8 @@ class TrainedModelSpec(StrictSpec):
         freeze_after: Component -> number of optimizer steps after which it stays as it is.
         weights: Component -> where its weights come from: a file or folder, a known model, or `run:NAME` for the
             averaged weights of another run. For a trained component these are its first weights.
+        grow_from: The same for a smaller network of which the trained one has all layers (`models.grow`): what it has
+            beyond them starts by adding nothing.
     """
 
     base: str
@@ -56,6 +58,7 @@ class TrainedModelSpec(StrictSpec):
     freeze: tuple[str, ...] = ()
     freeze_after: dict[Component, PositiveInt] = {}
     weights: dict[Component, str] = {}
+    grow_from: dict[Literal["unet"], str] = {}
 
 
 class TrainRecipe(StrictSpec):
@@ -98,6 +101,9 @@ class TrainRecipe(StrictSpec):
             raise InvalidValue("model.train", list(self.model.train), f"some of: {allowed}", "change the list")
         if kind == "denoising" and "unet" not in self.model.train:
             raise InvalidValue("model.train", list(self.model.train), "a list with unet", "add it")
+        twice = sorted(self.model.grow_from.keys() & self.model.weights.keys())
+        if twice:
+            raise InvalidValue("model.grow_from", twice, "components that model.weights does not name", "remove one")
         if kind == "scene_text" and self.sample_every is not None:
             raise InvalidValue("sample_every", self.sample_every, "nothing for scene_text (no pictures)", "remove it")
         self._check_module_names()

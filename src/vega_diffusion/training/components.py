@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vega_diffusion.diffusion.randomness import derive_seed
-from vega_diffusion.errors import InvalidValue, MissingFile, UnreadableModel
-from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.errors import MissingFile, UnreadableModel
+from vega_diffusion.models.build import build_component
 from vega_diffusion.models.checkpoint import read_tensors
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.export import write_weights
 from vega_diffusion.models.find import EMBEDDED, TEACHERS, resolve_model
 from vega_diffusion.models.layout import Precision, WeightName, from_published_key, weight_filename
-from vega_diffusion.models.text import build_text_encoder
-from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.presets import PRESETS, preset
 from vega_diffusion.training.run_directory import run_weights
@@ -43,7 +41,7 @@ class WeightReport:
         return f"first weights from {self.source}: {parts}"
 
 
-def build_component(spec: ModelSpec, name: str, seed: int) -> nn.Module:
+def seeded_component(spec: ModelSpec, name: str, seed: int) -> nn.Module:
     """Build a component with fresh weights that depend on (seed, name) only.
 
     Raises:
@@ -51,17 +49,7 @@ def build_component(spec: ModelSpec, name: str, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights", name))
-        match name:
-            case "unet":
-                return build_unet(spec.unet)
-            case "vae":
-                return build_autoencoder(spec.autoencoder)
-            case "text_encoder":
-                return build_text_encoder(spec.text_encoder)
-            case "text_encoder_2" if spec.text_encoder_2 is not None:
-                return build_text_encoder(spec.text_encoder_2)
-            case _:
-                raise InvalidValue("model.train", name, f"a component of {spec.name}", "remove it")
+        return build_component(spec, name)
 
 
 def unread_modules(components: Mapping[str, nn.Module]) -> list[str]:
@@ -113,6 +101,15 @@ def locate(reference: str, component: str) -> Path:
     raise MissingFile(f"{reference}: no {component} weights there; give a safetensors file or a model folder")
 
 
+def read_component(component: str, path: Path) -> dict[str, Tensor]:
+    """Return a component's state dict from a file, fp32; a file of several components names them (`unet.conv_in`)."""
+    read = dict(read_tensors(path))
+    prefix = component + "."
+    own = {key.removeprefix(prefix): value for key, value in read.items() if key.startswith(prefix)}
+    named = {from_published_key(component, key): value.float() for key, value in (own or read).items()}
+    return {key: value for key, value in named.items() if key is not None}
+
+
 def load_weights(module: nn.Module, component: str, path: Path) -> int:
     """Put a file's weights into a component; names and shapes must all fit.
 
@@ -124,11 +121,7 @@ def load_weights(module: nn.Module, component: str, path: Path) -> int:
     Raises:
         UnreadableModel: Something is missing, left over or of another shape; the message counts and names it.
     """
-    read = dict(read_tensors(path))
-    prefix = component + "."
-    own = {key.removeprefix(prefix): value for key, value in read.items() if key.startswith(prefix)}
-    named = {from_published_key(component, key): value.float() for key, value in (own or read).items()}
-    weights = {key: value for key, value in named.items() if key is not None}
+    weights = read_component(component, path)
     expected = module.state_dict()
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = [key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape]

@@ -1,6 +1,7 @@
 """Starts one process of a command for each rank on this machine, and ends them together.
 
-The environment is the one torchrun sets, so a run can as well be started by torchrun or `accelerate launch`.
+The environment is the one torchrun sets, so a run can as well be started by torchrun or `accelerate launch`. Each rank
+holds the read end of a pipe that nobody writes to: it closes when the launcher is gone, even killed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from typing import IO
 
 GRACE_S = 30.0
+_LAUNCHED = "VEGA_LAUNCHED"
 
 
 def launch(command: Sequence[str], processes: int) -> int:
@@ -51,6 +54,19 @@ def launch(command: Sequence[str], processes: int) -> int:
         return own[0] if own else next((128 - code for code in codes if code), 0)
 
 
+def end_with_launcher() -> None:
+    """In a rank: get SIGTERM when the launcher is gone, so that the run saves its state. Elsewhere: nothing."""
+    if os.environ.get(_LAUNCHED) != str(os.getppid()):
+        return
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
 def _start(command: Sequence[str], rank: int, processes: int, port: int, quiet: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
@@ -59,10 +75,13 @@ def _start(command: Sequence[str], rank: int, processes: int, port: int, quiet: 
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        _LAUNCHED: str(os.getpid()),
     }
     # A session of its own: Ctrl-C then reaches the ranks once, through us, and not twice.
     stderr = None if rank == 0 else quiet
-    return subprocess.Popen(list(command), env=environment, stderr=stderr, start_new_session=True)
+    return subprocess.Popen(
+        list(command), env=environment, stdin=subprocess.PIPE, stderr=stderr, start_new_session=True
+    )
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

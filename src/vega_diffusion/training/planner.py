@@ -23,7 +23,7 @@ from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.build import build_heads, build_objective
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.components import build_component, find_spec, unread_modules
+from vega_diffusion.training.components import find_spec, seeded_component, unread_modules
 from vega_diffusion.training.run import HELPERS
 from vega_diffusion.training.student import Student
 
@@ -157,9 +157,9 @@ def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12)
 
 
 def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, nn.Module]]:
-    trained = {name: build_component(spec, name, 0) for name in recipe.model.train}
+    trained = {name: seeded_component(spec, name, 0) for name in recipe.model.train}
     helpers = [name for name in HELPERS[recipe.objective.kind] if name not in trained]
-    frozen = {name: build_component(spec, name, 0).requires_grad_(False) for name in helpers}
+    frozen = {name: seeded_component(spec, name, 0).requires_grad_(False) for name in helpers}
     heads = build_heads(recipe.objective, spec, recipe.seed)
     freeze = (*recipe.model.freeze, *unread_modules(trained))
     student = Student(trained, heads, freeze, recipe.model.freeze_after)

@@ -12,6 +12,7 @@ from typing import cast
 from torch import nn
 
 from vega_diffusion.data.batches import BatchSource
+from vega_diffusion.models.grow import grow
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
 from vega_diffusion.objectives.build import build_heads, build_objective
 from vega_diffusion.specs.architecture import ModelSpec
@@ -19,12 +20,13 @@ from vega_diffusion.specs.objective import AutoencodingSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import Component, TrainRecipe
 from vega_diffusion.training.components import (
-    build_component,
     digest,
     find_spec,
     load_weights,
     locate,
     publish_components,
+    read_component,
+    seeded_component,
     unread_modules,
     warm_start,
 )
@@ -138,7 +140,12 @@ def frozen_components(
 
 
 def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:
-    module = build_component(spec, name, recipe.seed)
+    module = seeded_component(spec, name, recipe.seed)
+    if name == "unet" and "unet" in recipe.model.grow_from:
+        path = locate(recipe.model.grow_from["unet"], name)
+        grow(module, read_component(name, path))
+        inputs[name] = digest([path])
+        return module
     folder = None if recipe.model.base in PRESETS else recipe.model.base
     reference = recipe.model.weights.get(cast(Component, name), folder)
     if reference is not None:

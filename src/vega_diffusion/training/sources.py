@@ -35,7 +35,7 @@ from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.components import build_component, digest, load_weights, locate
+from vega_diffusion.training.components import digest, load_weights, locate, seeded_component
 from vega_diffusion.training.run_directory import vega_home
 
 
@@ -147,7 +147,7 @@ def load_vae(recipe: TrainRecipe, spec: ModelSpec) -> tuple[AutoencoderKL, Path]
     config = path.parent / "config.json"
     if config.is_file():
         spec = spec.model_copy(update={"autoencoder": autoencoder_spec(read_json(config), str(config))})
-    vae = build_component(spec, "vae", 0)
+    vae = seeded_component(spec, "vae", 0)
     load_weights(vae, "vae", path)
     assert isinstance(vae, AutoencoderKL)
     return vae.eval().requires_grad_(False), path
