@@ -37,7 +37,8 @@ SMALL = (
 
 
 def needs(recipe: TrainRecipe) -> set[str]:
-    return {value.removeprefix("run:") for value in recipe.model.weights.values() if value.startswith("run:")}
+    references = (*recipe.model.weights.values(), *recipe.model.grow_from.values())
+    return {value.removeprefix("run:") for value in references if value.startswith("run:")}
 
 
 def test_every_recipe_is_known_here():
