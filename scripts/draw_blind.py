@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from vega_diffusion.benchmarks.blind_naming import draw
-from vega_diffusion.errors import VegaError
+from vega_diffusion.errors import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,12 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where to write; nothing may be there yet")
     parser.add_argument("--model", default="vega-mini", help="a name or a folder (default: vega-mini)")
     arguments = parser.parse_args(argv)
-    try:
-        print(draw(arguments.model, arguments.folder))
-    except VegaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_script(lambda: draw(arguments.model, arguments.folder))
 
 
 if __name__ == "__main__":

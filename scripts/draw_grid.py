@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vega_diffusion import Engine, GenerateRequest
-from vega_diffusion.errors import VegaError
+from vega_diffusion.errors import run_script
 
 PROMPTS = (
     "a cat",
@@ -55,6 +55,14 @@ def draw_grid(model: str, seed: int) -> Image.Image:
     return grid
 
 
+def write_grid(model: str, seed: int, output: Path) -> Path:
+    """Write the grid as a PNG and return its path."""
+    grid = draw_grid(model, seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(output, optimize=True)
+    return output
+
+
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, draw, write the PNG, print its path."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -62,16 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of every picture (default: 0)")
     parser.add_argument("--output", default="docs/images/grid.png", help="default: docs/images/grid.png")
     arguments = parser.parse_args(argv)
-    try:
-        grid = draw_grid(arguments.model, arguments.seed)
-    except VegaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    output = Path(arguments.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(output, optimize=True)
-    print(output)
-    return 0
+    return run_script(lambda: write_grid(arguments.model, arguments.seed, Path(arguments.output)))
 
 
 if __name__ == "__main__":

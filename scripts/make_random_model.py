@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.errors import InvalidValue, run_script
 from vega_diffusion.models.build import build_component
 from vega_diffusion.models.export import new_folder, write_description, write_weights
 from vega_diffusion.models.layout import WeightName
@@ -90,12 +90,7 @@ def main() -> int:
     parser.add_argument("folder", help="where to write; nothing may be there yet")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     arguments = parser.parse_args()
-    try:
-        print(make(arguments.name, arguments.folder, arguments.seed))
-    except VegaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_script(lambda: make(arguments.name, arguments.folder, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vega_diffusion.data.scenes.tokenizer import load_tokenizer
-from vega_diffusion.errors import MissingFile, VegaError
+from vega_diffusion.errors import MissingFile, VegaError, run_script
 from vega_diffusion.models.build import build_component
 from vega_diffusion.models.export import ModelParts, save_model
 from vega_diffusion.models.find import resolve_model
@@ -71,7 +71,8 @@ def component_record(reference: str, component: str) -> dict[str, Any]:
         raise MissingFile(f"{reference}: no recipe or state in {directory.path}; train that recipe first") from error
     steps = state["step"]
     record = {"run": directory.name, "steps": steps, "samples": steps * recipe["batch_size"], "recipe": recipe}
-    start = state["init_from"] or recipe["model"]["weights"].get(component)
+    model = recipe["model"]
+    start = state["init_from"] or (model["weights"] | model.get("grow_from", {})).get(component)
     return record | ({"started_from": component_record(start, component)} if start else {})
 
 
@@ -81,8 +82,8 @@ def stages(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [*before, record]
 
 
-def publish(name: str, folder: Path, references: dict[str, str], notes: str) -> None:
-    """Write the model.
+def publish(name: str, folder: Path, references: dict[str, str], notes: str) -> Path:
+    """Write the model and return its folder.
 
     Args:
         name: Preset of the model.
@@ -116,6 +117,7 @@ def publish(name: str, folder: Path, references: dict[str, str], notes: str) -> 
     )
     provenance = {"components": records, "notes": notes}
     save_model(folder, spec, parts, ("fp16",), provenance, CARD.format(name=name, rows=rows))
+    return folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,13 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--notes", default="", help="text for the provenance")
     given = parser.parse_args(argv)
     references = {"unet": given.unet, "text_encoder": given.text, "text_encoder_2": given.text, "vae": given.vae}
-    try:
-        publish(given.name, given.folder, references, given.notes)
-    except VegaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(given.folder)
-    return 0
+    return run_script(lambda: publish(given.name, given.folder, references, given.notes))
 
 
 if __name__ == "__main__":

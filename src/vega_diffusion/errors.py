@@ -5,6 +5,8 @@ Bugs are not here: they stay ordinary exceptions and exit with code 1.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -42,3 +44,17 @@ class UnreadableModel(VegaError):
 
 class Unavailable(VegaError):
     """Something optional (package, network, device) that this machine does not have."""
+
+
+def run_script(work: Callable[[], object]) -> int:
+    """Run a script's work and print what it returns; a user's mistake becomes one line on stderr.
+
+    Returns:
+        The script's exit code: 0, or the mistake's own.
+    """
+    try:
+        print(work())
+    except VegaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -70,6 +70,8 @@ def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
         done.append(stem)
     assert sorted(done) == list(NAMES)
     check_publishing(tmp_path / "model", tmp_path / "again")
+    capsys.readouterr()
+    check_denoising_loss(tmp_path / "model", capsys)
 
 
 def check_publishing(model: Path, again: Path) -> None:
@@ -89,6 +91,10 @@ def check_publishing(model: Path, again: Path) -> None:
     files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
     assert len(files) == 4
     assert all((model / path).read_bytes() == (again / path).read_bytes() for path in files)
+    teacher = ["mini-sdxl", str(again), "--unet", "run:mini-sdxl-denoise-cpu", "--text", text, "--vae", str(model)]
+    assert publish(teacher) == 0
+    record = json.loads((again / "vega.json").read_text())["provenance"]["components"]["unet"]
+    assert (record["run"], record["started_from"]["run"]) == ("mini-sdxl-denoise-cpu", "vega-mini-denoise-cpu")
     assert publish(["vega-mini", str(again), "--unet", unet, "--text", "run:none", "--vae", str(model)]) == 2
 
 
@@ -112,3 +118,14 @@ def test_no_recipe_shows_held_out_combinations():
 @pytest.mark.slow
 def test_no_recipe_shows_held_out_combinations_in_200000_captions():
     assert held_out_scenes(200_000) == []
+
+
+def check_denoising_loss(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A published U-Net has its run's loss, up to fp16; another run's has another."""
+    measure = runpy.run_path(str(FOLDER.parent / "scripts" / "denoising_loss.py"))["main"]
+    unets = ["run:vega-mini-denoise-cpu", str(model), "run:vega-mini-shapes-cpu"]
+    small = ["--num-samples", "4", "--set", "micro_batch_size=2", "--set", "data.num_scenes=6"]
+    assert measure([str(FOLDER / "vega-mini-denoise-cpu.toml"), *unets, *small]) == 0
+    run, published, earlier = json.loads(capsys.readouterr().out)["loss"].values()
+    assert run == pytest.approx(published, rel=1e-3)
+    assert run != pytest.approx(earlier, rel=1e-4)

@@ -143,3 +143,8 @@ def test_change_builds_tables_and_takes_plain_text():
     assert flatten(data) == {"a.b.c": "plain text: it is not TOML", "a.d": [1, 2]}
     with pytest.raises(InvalidValue):
         apply_change(data, "=3")
+
+
+def test_a_component_starts_from_one_place_only(path):
+    message = refused(path, 'model.weights.unet="vega-mini"', 'model.grow_from.unet="vega-mini"')
+    assert all(word in message for word in ("model.grow_from", "unet", "remove one"))

@@ -140,17 +140,16 @@ def frozen_components(
 
 
 def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:
-    module = seeded_component(spec, name, recipe.seed)
-    if name == "unet" and "unet" in recipe.model.grow_from:
-        path = locate(recipe.model.grow_from["unet"], name)
-        grow(module, read_component(name, path))
-        inputs[name] = digest([path])
-        return module
-    folder = None if recipe.model.base in PRESETS else recipe.model.base
-    reference = recipe.model.weights.get(cast(Component, name), folder)
+    module, model = seeded_component(spec, name, recipe.seed), recipe.model
+    grown = name in model.grow_from
+    given: dict[Component, str] = {**model.weights, **model.grow_from}
+    reference = given.get(cast(Component, name), None if model.base in PRESETS else model.base)
     if reference is not None:
         path = locate(reference, name)
-        load_weights(module, name, path)
+        if grown:
+            grow(module, read_component(name, path))
+        else:
+            load_weights(module, name, path)
         inputs[name] = digest([path])
     return module
 
