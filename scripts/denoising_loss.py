@@ -1,6 +1,6 @@
-r"""Compare U-Nets by their loss on the same samples and the same noise, as JSON: one line of a log, not a ruler.
+"""Compare U-Nets by their loss on the same samples and the same noise, as JSON: one line of a log, not a ruler.
 
-    python scripts/denoising_loss.py recipes/vega-mini-denoise-cpu.toml run:vega-mini-joint-cpu run:vega-mini-denoise-cpu
+    python scripts/denoising_loss.py recipes/vega-mini-denoise-cpu.toml vega-mini run:vega-mini-denoise-cpu
 
 Samples come from the recipe's own data (training scenes, at positions that no run reaches), so the number tells how far
 training is and nothing about pictures.
