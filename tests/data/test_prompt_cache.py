@@ -79,17 +79,6 @@ def test_a_longer_cache_only_adds(tmp_path, encode):
     assert np.array_equal(longer.prompt_embeds[:6], first.prompt_embeds)
 
 
-def test_a_killed_build_goes_on_from_its_last_whole_row(tmp_path, encode):
-    whole = open_prompts(tmp_path / "whole", KEY, FLAT, encode)
-    open_prompts(tmp_path / "cut", KEY, FLAT[:6], encode)
-    (folder,) = (tmp_path / "cut").iterdir()
-    with open(folder / "prompt_embeds.f16", "ab") as file:
-        file.write(b"half a row")
-    resumed = open_prompts(tmp_path / "cut", KEY, FLAT, encode)
-    np.testing.assert_allclose(resumed.prompt_embeds, whole.prompt_embeds, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(resumed.pooled_prompt_embeds, whole.pooled_prompt_embeds, rtol=2e-3, atol=2e-3)
-
-
 def test_other_encoders_get_another_folder(tmp_path, encode):
     open_prompts(tmp_path, KEY, FLAT[:2], encode)
     open_prompts(tmp_path, {"encoders": "b"}, FLAT[:2], encode)

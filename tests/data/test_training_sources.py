@@ -138,21 +138,7 @@ def test_a_cache_grows_and_keeps_what_it_has(builder):
     assert np.array_equal(small.posteriors, large.posteriors[:5])
     assert small.captions == large.captions[:5]
     assert np.array_equal(large.time_ids[7], STREAM(1, 7).time_ids)
-    assert builder(other=1).folder != large.folder
-
-
-def test_a_killed_build_goes_on(builder, tmp_path):
-    whole = builder(copy=1).open(9)
-    builder().open(5)
-    folder = builder().folder
-    with open(folder / "posteriors.f16", "ab") as file:  # killed between the files of a chunk
-        file.write(b"half a record")
-    with open(folder / "captions.jsonl", "ab") as file:
-        file.write(b'["half a li')
-    again = builder().open(9)
-    assert np.array_equal(again.posteriors, whole.posteriors)
-    assert again.captions == whole.captions
-    assert np.array_equal(again.time_ids, whole.time_ids)
+    assert builder(other=1).rows.folder != large.folder
 
 
 def test_mixes_reach_the_scenes():

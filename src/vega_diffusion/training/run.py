@@ -81,10 +81,9 @@ def run_recipe(
         spec = find_spec(recipe.model.base)
         for name, reference in recipe.model.weights.items():
             locate(reference, name)  # before an hour of encoding, not after it
-        # Data first: the autoencoder has come and gone before the networks that are trained take memory. One process
-        # fills the caches, the others then find them.
-        with accelerator.main_process_first():
-            source = build_source(recipe, spec, accelerator.device, frozen_components(recipe, spec))
+        # Data first: the autoencoder has come and gone before the networks that are trained take memory. All processes
+        # fill the caches together.
+        source = build_source(recipe, spec, accelerator.device, frozen_components(recipe, spec))
         parts = build_parts(recipe)
         if init_from is not None:
             report = warm_start(parts.student, init_from)

@@ -98,7 +98,7 @@ def open_captions(
         for name, tensor in sorted(encoder.state_dict().items()):
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     identity: dict[str, str | int] = {
-        "format": 1,
+        "format": 2,
         "scenes": stream_digest(scene_stream(data.mix), data.seed),
         "seed": data.seed,
         "captions_per_scene": data.captions_per_scene,
@@ -165,7 +165,7 @@ def open_latents(
     scaling_factor = float(vae.config["scaling_factor"])
     atlas, icons = load_atlas(data.icons)
     identity: dict[str, str | int] = {
-        "format": 1,
+        "format": 2,
         "seed": data.seed,
         "scenes": stream_digest(stream, data.seed),
         "icons": icons,
