@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,8 +56,19 @@ def test_every_noun_style_and_background_comes() -> None:
     assert {placed.noun for scene in SCENES for placed in scene.objects} == set(load_vocabulary().names)
     assert {scene.style for scene in SCENES} == set(STYLES)
     assert {scene.background for scene in SCENES} == {*BACKGROUNDS, *PLACES}
-    half = sum(scene.style_in_caption for scene in SCENES) / len(SCENES)
-    assert half == pytest.approx(0.5, abs=0.03)
+    others = [scene for scene in SCENES if scene.style != LINE_STYLE]
+    assert len(others) < len(SCENES)
+    assert sum(scene.style_in_caption for scene in others) / len(others) == pytest.approx(0.5, abs=0.03)
+
+
+def test_line_art_is_always_named_unless_the_mix_says_otherwise_and_words_move_no_pixel() -> None:
+    assert all(scene.style_in_caption for scene in SCENES if scene.style == LINE_STYLE)
+    half = [sample_scene(7, position, mix=SceneMix(line_word_rate=0.5)) for position in range(2000)]
+    lines = [scene for scene in half if scene.style == LINE_STYLE]
+    assert sum(scene.style_in_caption for scene in lines) / len(lines) == pytest.approx(0.5, abs=0.1)
+    assert [replace(scene, style_in_caption=False) for scene in half] == [
+        replace(scene, style_in_caption=False) for scene in SCENES[:2000]
+    ]
 
 
 def test_boxes_are_square_inside_the_canvas_and_apart() -> None:

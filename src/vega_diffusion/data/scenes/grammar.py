@@ -18,6 +18,7 @@ from vega_diffusion.data.scenes.scene import (
     CANVAS_SIZE,
     CAPTION_KINDS,
     HELD_OUT_STYLE,
+    LINE_STYLE,
     MAX_CROP,
     PLACES,
     RELATIONS,
@@ -59,6 +60,8 @@ class SceneMix:
         styles: Styles drawn equally often.
         nouns: Names of nouns to use; None takes the whole vocabulary.
         style_word_rate: Share of the captions that name the style.
+        line_word_rate: The same for line art, whose thin strokes a small model draws worst: where captions always say
+            it, a prompt without a style word asks for one of the others.
         background_word_rate: Share of the captions that name the background where the kind does not ask for it.
         gender_word_rate: Share of the captions of persons that say man or woman, where the drawing shows one.
         white_rate: Share of white among backgrounds that the caption does not name.
@@ -73,6 +76,7 @@ class SceneMix:
     styles: tuple[str, ...] = STYLES
     nouns: tuple[str, ...] | None = None
     style_word_rate: float = 0.5
+    line_word_rate: float = 1.0
     background_word_rate: float = 0.35
     gender_word_rate: float = 0.3
     white_rate: float = 0.3
@@ -201,11 +205,14 @@ class SceneSampler:
             relation=relation,
             size_word=size_word,
             count=count,
-            style_in_caption=rng.random() < self.mix.style_word_rate,
+            style_in_caption=rng.random() < self._style_word_rate(style),
             background_in_caption=said,
             gender_in_caption=rng.random() < self.mix.gender_word_rate,
         )
         return self._frame(scene, rng)
+
+    def _style_word_rate(self, style: str) -> float:
+        return self.mix.line_word_rate if style == LINE_STYLE else self.mix.style_word_rate
 
     def _objects(
         self, nouns: Sequence[Noun], boxes: Sequence[Box], style: str, coloured: bool, rng: random.Random
