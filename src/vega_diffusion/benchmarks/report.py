@@ -53,10 +53,15 @@ class Measurement(Spec):
 
 
 class Hardware(Spec):
-    """The machine as far as it bears on figures; `name` is the folder of its result files."""
+    """The machine as far as it bears on figures; `name` is the folder of its result files.
+
+    `instructions` is the widest set of vector instructions: virtual machines hide which processor they run on, and
+    those of one name differ by it.
+    """
 
     name: str
     processor: str
+    instructions: str | None = None
     cores: PositiveInt
     memory_gib: float
     accelerator: str | None
@@ -85,13 +90,16 @@ def describe_hardware() -> Hardware:
 
     processor = processor_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    instructions = vector_instructions()
     accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    plain = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b", " ", (accelerator or f"{cores} core {processor}").lower())
+    full_name = accelerator or f"{cores} core {processor} {instructions or ''}"
+    plain = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b", " ", full_name.lower())
     name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
     return Hardware(
         name=name,
         processor=processor,
+        instructions=instructions,
         cores=cores,
         memory_gib=round(memory, 1),
         accelerator=accelerator,
@@ -101,11 +109,22 @@ def describe_hardware() -> Hardware:
 
 def processor_name() -> str:
     """Return the processor's own name where the system tells it, else its architecture."""
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def vector_instructions() -> str | None:
+    """Return the widest of amx, avx512 and avx2 that the processor has; None where the system does not tell."""
+    flags = (_cpu_line("flags") or "").split()
+    wide = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2"}
+    return next((name for name, flag in wide.items() if flag in flags), None)
+
+
+def _cpu_line(key: str) -> str | None:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(rf"^{key}\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+        return None
+    return found.group(1).strip() if found else None
 
 
 def git(*arguments: str) -> str | None:

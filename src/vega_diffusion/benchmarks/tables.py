@@ -20,7 +20,8 @@ def bars_table(results: Sequence[Result]) -> str:
         if not of_machine:
             continue
         hardware = of_machine[0].hardware
-        title = hardware.accelerator or f"{hardware.cores} cores of {hardware.processor}"
+        known = f" ({hardware.instructions})" if hardware.instructions else ""
+        title = hardware.accelerator or f"{hardware.cores} cores of {hardware.processor}{known}"
         parts += [f"**{title}**, {hardware.memory_gib:.0f} GiB of memory", ""]
         parts += ["| what | measured | goal | met | command |", "|---|---|---|---|---|"]
         parts += [row(bar, result) for result in of_machine for bar in result.measurement.bars]
