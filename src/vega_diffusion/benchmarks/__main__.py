@@ -23,6 +23,7 @@ CASES: dict[str, str] = {
     "autoencoder": "vega_diffusion.benchmarks.autoencoder",
     "full-shape": "vega_diffusion.benchmarks.full_shape",
     "blind-naming": "vega_diffusion.benchmarks.blind_naming",
+    "checker": "vega_diffusion.benchmarks.checker",
 }
 
 

@@ -28,7 +28,7 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 TOKENIZERS: tuple[TokenizerName, ...] = ("tokenizer", "tokenizer_2")
 
-# component -> stem of its weight file
+# component of a model folder -> stem of its weight file
 WEIGHT_STEMS: dict[str, str] = {
     "text_encoder": "model",
     "text_encoder_2": "model",
@@ -60,7 +60,8 @@ class WeightFiles:
 def weight_filename(component: str, precision: Precision, suffix: str = ".safetensors") -> str:
     """Return the published name of a weight file: `unet` at fp16 is `diffusion_pytorch_model.fp16.safetensors`."""
     variant = ".fp16" if precision == "fp16" else ""
-    return f"{WEIGHT_STEMS[component]}{variant}{suffix}"
+    stem = WEIGHT_STEMS.get(component, "model")  # the checker is no part of a model folder
+    return f"{stem}{variant}{suffix}"
 
 
 def find_weights(folder: Path, component: str, dtype: torch.dtype | None = None) -> WeightFiles:

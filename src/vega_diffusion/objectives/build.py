@@ -13,9 +13,16 @@ from vega_diffusion.diffusion.schedule import NoiseSchedule, linear, scaled_line
 from vega_diffusion.objectives.autoencoding import Autoencoding
 from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.objectives.protocol import Objective
+from vega_diffusion.objectives.scene_checking import SceneChecking
 from vega_diffusion.objectives.scene_text import SceneHeads, SceneText
 from vega_diffusion.specs.architecture import ModelSpec, NoiseScheduleSpec
-from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec, ObjectiveSpec, SceneTextSpec
+from vega_diffusion.specs.objective import (
+    AutoencodingSpec,
+    DenoisingSpec,
+    ObjectiveSpec,
+    SceneCheckingSpec,
+    SceneTextSpec,
+)
 
 
 def build_objective(spec: ObjectiveSpec, model: ModelSpec, frozen: dict[str, nn.Module]) -> Objective:
@@ -33,6 +40,8 @@ def build_objective(spec: ObjectiveSpec, model: ModelSpec, frozen: dict[str, nn.
             return Denoising(spec, model.schedule.prediction_type, build_schedule(model.schedule), frozen)
         case SceneTextSpec():
             return SceneText(spec, frozen)
+        case SceneCheckingSpec():
+            return SceneChecking(spec)
         case _:
             assert_never(spec)
 
@@ -55,7 +64,7 @@ def build_schedule(spec: NoiseScheduleSpec) -> NoiseSchedule:
 def build_heads(spec: ObjectiveSpec, model: ModelSpec, seed: int) -> nn.Module | None:
     """Return the modules that learn with the student and are thrown away after the run, or None."""
     match spec:
-        case AutoencodingSpec() | DenoisingSpec():
+        case AutoencodingSpec() | DenoisingSpec() | SceneCheckingSpec():
             return None
         case SceneTextSpec():
             second = model.text_encoder_2

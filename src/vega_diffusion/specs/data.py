@@ -19,6 +19,7 @@ class SceneMixSpec(StrictSpec):
     styles: tuple[str, ...] | None = None
     nouns: tuple[str, ...] | None = None
     style_word_rate: Fraction | None = None
+    line_word_rate: Fraction | None = None
     background_word_rate: Fraction | None = None
     gender_word_rate: Fraction | None = None
     white_rate: Fraction | None = None
@@ -70,4 +71,25 @@ class SceneLatentsSpec(StrictSpec):
     icons: str | None = None
 
 
-DataSpec = Annotated[SceneImagesSpec | SceneCaptionsSpec | SceneLatentsSpec, Field(discriminator="kind")]
+class SceneChecksSpec(StrictSpec):
+    """Pictures with exact ground truth for the checker, drawn at the moment they are needed.
+
+    All combinations and, unless `mix` names some, all seven styles. `crowd_rate` is the share of crowded scenes (up to
+    nine objects), `subject_rate` of scenes with a subject, `filter_rate` of those behind a filter style where objects
+    are large enough, `worn_rate` of slightly damaged pictures, `spoiled_rate` of those in which nothing can be named.
+    """
+
+    kind: Literal["scene_checks"] = "scene_checks"
+    seed: NonNegativeInt = 0
+    mix: SceneMixSpec = SceneMixSpec()
+    crowd_rate: Fraction = 0.4
+    subject_rate: Fraction = 0.12
+    filter_rate: Fraction = 0.2
+    worn_rate: Fraction = 0.6
+    spoiled_rate: Fraction = 0.04
+    icons: str | None = None
+
+
+DataSpec = Annotated[
+    SceneImagesSpec | SceneCaptionsSpec | SceneLatentsSpec | SceneChecksSpec, Field(discriminator="kind")
+]

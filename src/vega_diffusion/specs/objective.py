@@ -50,4 +50,21 @@ class SceneTextSpec(StrictSpec):
     pooled_weight: NonNegativeFloat = 1.0
 
 
-ObjectiveSpec = Annotated[DenoisingSpec | AutoencodingSpec | SceneTextSpec, Field(discriminator="kind")]
+class SceneCheckingSpec(StrictSpec):
+    """Say what is where in a picture: centres, nouns, colours and boxes of objects, style and background of the whole.
+
+    The weights scale the parts against each other.
+    """
+
+    kind: Literal["scene_checking"] = "scene_checking"
+    objectness_weight: NonNegativeFloat = 1.0
+    noun_weight: NonNegativeFloat = 1.0
+    colour_weight: NonNegativeFloat = 0.5
+    box_weight: NonNegativeFloat = 0.5
+    style_weight: NonNegativeFloat = 0.5
+    background_weight: NonNegativeFloat = 0.3
+
+
+ObjectiveSpec = Annotated[
+    DenoisingSpec | AutoencodingSpec | SceneTextSpec | SceneCheckingSpec, Field(discriminator="kind")
+]

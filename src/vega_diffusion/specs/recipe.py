@@ -21,18 +21,20 @@ from vega_diffusion.specs.data import DataSpec
 from vega_diffusion.specs.objective import ObjectiveSpec
 from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, StrictSpec
 
-Component = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+Component = Literal["unet", "vae", "text_encoder", "text_encoder_2", "checker"]
 
 # What each objective can train, and the kind of data it eats.
 TRAINABLE: dict[str, frozenset[str]] = {
     "denoising": frozenset({"unet", "text_encoder", "text_encoder_2"}),
     "autoencoding": frozenset({"vae"}),
     "scene_text": frozenset({"text_encoder", "text_encoder_2"}),
+    "scene_checking": frozenset({"checker"}),
 }
 DATA_KIND: dict[str, str] = {
     "denoising": "scene_latents",
     "autoencoding": "scene_images",
     "scene_text": "scene_captions",
+    "scene_checking": "scene_checks",
 }
 
 # Keys that a resumed run may change: they move no weight of the steps already done.
@@ -104,8 +106,8 @@ class TrainRecipe(StrictSpec):
         twice = sorted(self.model.grow_from.keys() & self.model.weights.keys())
         if twice:
             raise InvalidValue("model.grow_from", twice, "components that model.weights does not name", "remove one")
-        if kind == "scene_text" and self.sample_every is not None:
-            raise InvalidValue("sample_every", self.sample_every, "nothing for scene_text (no pictures)", "remove it")
+        if kind in ("scene_text", "scene_checking") and self.sample_every is not None:
+            raise InvalidValue("sample_every", self.sample_every, f"nothing for {kind} (no pictures)", "remove it")
         self._check_module_names()
         if self.lr_schedule.warmup_steps >= self.steps:
             raise InvalidValue(

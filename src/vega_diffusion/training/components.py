@@ -14,9 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vega_diffusion.data.scenes.checker_classes import checker_spec
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import MissingFile, UnreadableModel
 from vega_diffusion.models.build import build_component
+from vega_diffusion.models.checker import SceneChecker, write_checker
 from vega_diffusion.models.checkpoint import read_tensors
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.export import write_weights
@@ -42,14 +44,14 @@ class WeightReport:
 
 
 def seeded_component(spec: ModelSpec, name: str, seed: int) -> nn.Module:
-    """Build a component with fresh weights that depend on (seed, name) only.
+    """Build a component with fresh weights that depend on (seed, name) only; the checker knows the vocabulary.
 
     Raises:
         InvalidValue: The model has no such component.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights", name))
-        return build_component(spec, name)
+        return SceneChecker(checker_spec()) if name == "checker" else build_component(spec, name)
 
 
 def unread_modules(components: Mapping[str, nn.Module]) -> list[str]:
@@ -164,7 +166,12 @@ def publish_components(student: Student, folder: Path) -> None:
 
     def write(where: Path) -> None:
         for name in student.component_names:
-            write_weights(where, cast(WeightName, name), student.get_submodule(name), ("fp32",))
+            module = student.get_submodule(name)
+            if isinstance(module, SceneChecker):
+                (where / name).mkdir(parents=True)
+                write_checker(where / name, module)
+            else:
+                write_weights(where, cast(WeightName, name), module, ("fp32",))
 
     write_folder(folder, write)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vega_diffusion.data.batches import Batch
+from vega_diffusion.data.scenes.crowd import MOST
 from vega_diffusion.data.scenes.targets import slot_sizes
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.build import build_heads, build_objective
@@ -133,6 +134,17 @@ def example_batch(recipe: TrainRecipe, spec: ModelSpec) -> Batch:
             tokens = tokens[:, :SHORT_CAPTION]  # the data source cuts the padding off
             tensors = {"input_ids": tokens, "input_ids_2": tokens} | {
                 f"target.{slot}": torch.zeros(count, dtype=torch.int64) for slot in slot_sizes()
+            }
+        case "scene_checking":
+            classes = torch.zeros(count, MOST, dtype=torch.int64)
+            tensors = {
+                "pixels": torch.zeros(count, 3, vae.sample_size, vae.sample_size),
+                "boxes": torch.zeros(count, MOST, 4),
+                "nouns": classes,
+                "colours": classes,
+                "style": classes[:, 0],
+                "background": classes[:, 0],
+                "judged": torch.ones(count, dtype=torch.bool),
             }
         case _:
             assert_never(recipe.objective.kind)

@@ -40,7 +40,7 @@ SampleMaker = Callable[[ModelSpec, RunDirectory], SampleFunction]
 
 SCALING_SAMPLES = 64
 # Frozen components that each objective leans on, beside what it trains.
-HELPERS = {"denoising": ("text_encoder", "text_encoder_2"), "autoencoding": (), "scene_text": ()}
+HELPERS = {"denoising": ("text_encoder", "text_encoder_2"), "autoencoding": (), "scene_text": (), "scene_checking": ()}
 
 
 @dataclass(frozen=True)

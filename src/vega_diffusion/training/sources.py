@@ -18,6 +18,7 @@ from vega_diffusion.data.batches import BatchSource
 from vega_diffusion.data.latent_cache import LatentCache, LatentCacheBuilder
 from vega_diffusion.data.prompt_cache import PromptCache, open_prompts
 from vega_diffusion.data.scene_captions import SceneCaptions
+from vega_diffusion.data.scene_checks import SceneChecks
 from vega_diffusion.data.scene_images import SceneImages, icons_folder
 from vega_diffusion.data.scene_latents import SceneLatents
 from vega_diffusion.data.scene_stream import SceneStream, phrasings, scene_stream, stream_digest
@@ -32,7 +33,7 @@ from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import read_json
 from vega_diffusion.objectives.conditioning import encode_tokens
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.data import SceneCaptionsSpec, SceneImagesSpec, SceneLatentsSpec
+from vega_diffusion.specs.data import SceneCaptionsSpec, SceneChecksSpec, SceneImagesSpec, SceneLatentsSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.components import digest, load_weights, locate, seeded_component
@@ -69,6 +70,9 @@ def build_source(
             version = f"cache={cache.folder.name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
             prompts = open_captions(recipe, data, cache, tokenizers, frozen or {}, device)
             return SceneLatents(data, cache, tokenizers, scaling_factor, version, prompts)
+        case SceneChecksSpec():
+            atlas, version = load_atlas(data.icons)
+            return SceneChecks(data, atlas.to(device), f"icons={version}")
         case _:
             assert_never(data)
 

@@ -282,7 +282,7 @@ def _iconify_reader(blob: bytes) -> Callable[[str], Image.Image | None]:
             f'viewBox="0 0 {width} {height}" width="{RASTER_PX}" height="{RASTER_PX}" color="#000000">{body}</svg>'
         )
         png = resvg_py.svg_to_bytes(svg_string=svg, width=RASTER_PX, height=RASTER_PX)
-        return _fit(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+        return fit_sprite(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
     return draw
 
@@ -308,13 +308,13 @@ def _lobehub_reader(blob: bytes, noto: dict, released: dict) -> Callable[[str], 
                 if candidate in members:
                     file = tar.extractfile(members[candidate])
                     assert file is not None
-                    return _fit(Image.open(io.BytesIO(file.read())).convert("RGBA"))
+                    return fit_sprite(Image.open(io.BytesIO(file.read())).convert("RGBA"))
         return None
 
     return draw
 
 
-def _fit(picture: Image.Image) -> Image.Image:
+def fit_sprite(picture: Image.Image) -> Image.Image:
     """Centre the drawing (its opaque part) in the square sprite, so that a box says where the object is."""
     alpha = picture.getchannel("A").point([255 if level > 8 else 0 for level in range(256)])
     box = alpha.getbbox()

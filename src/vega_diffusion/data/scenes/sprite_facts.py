@@ -107,6 +107,17 @@ def write_facts(facts: SpriteFacts, path: Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
+def visible_backgrounds(sprite: np.ndarray, style: str = HELD_OUT_STYLE) -> tuple[str, ...]:
+    """Return the backgrounds from which a sprite in its own colours stands out.
+
+    Args:
+        sprite: uint8 [4, H, W] premultiplied, at `LEVEL_PX`.
+        style: `LINE_STYLE` keeps to light backgrounds.
+    """
+    bits = int(_measure(sprite, style, recolourable=False)[0], 16)
+    return tuple(name for bit, name in enumerate(ALL_BACKGROUNDS) if bits >> bit & 1)
+
+
 def _measure(sprite: np.ndarray, style: str, *, recolourable: bool) -> list[str]:
     """Return the row of one sprite, uint8 [4, H, W] premultiplied."""
     import numpy as np
