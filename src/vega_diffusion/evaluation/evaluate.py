@@ -1,0 +1,175 @@
+"""`evaluate`: one model on one split of a suite, from the prompts to the result file, the sheets and the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from vega_diffusion.errors import VegaError
+from vega_diffusion.evaluation import ledger
+from vega_diffusion.evaluation.contact_sheet import write_sheets
+from vega_diffusion.evaluation.results import EvaluationResult, make_result, read_result
+from vega_diffusion.evaluation.run import processes_here, run_prompts
+from vega_diffusion.evaluation.run_folder import Identity, JudgedPicture, RunFolder, write_whole
+from vega_diffusion.evaluation.suites import Suite, read_suite
+from vega_diffusion.evaluation.workers import (
+    DrawSettings,
+    ModelJob,
+    RenderJob,
+    check_model,
+    open_checker,
+    renders_digest,
+)
+from vega_diffusion.training.run_directory import vega_home
+
+EVALUATIONS = "evaluations"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate.
+
+    Attributes:
+        model: A name, a diffusers folder or a Hub id.
+        suite: As "scenes".
+        split: "dev" or "test".
+        settings: How to draw, where not as the model asks for.
+        checker: Folder of another checker than the package's.
+        output: The run's folder; None: one under `$VEGA_HOME/evaluations`, named by what is evaluated.
+        limit: Prompts of each kind; None: all.
+        device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        processes: How many draw; None: one a core on a CPU, else one.
+    """
+
+    model: str
+    suite: str = "scenes"
+    split: str = "dev"
+    settings: DrawSettings = field(default_factory=DrawSettings)
+    checker: Path | None = None
+    output: Path | None = None
+    limit: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    processes: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What came out: the result, the run's folder, the contact sheets, and the ledger where a line was added."""
+
+    result: EvaluationResult
+    folder: Path
+    sheets: tuple[Path, ...]
+    ledger: Path | None
+    in_repository: bool
+
+
+def evaluate(request: EvaluationRequest) -> Evaluated:
+    """Evaluate, or go on with an interrupted evaluation, or report a finished one again.
+
+    Raises:
+        VegaError: The model draws another size or lacks text encoders, a value is not allowed, the checker is
+            damaged, or the output folder belongs to something else.
+    """
+    suite = read_suite(request.suite, request.split).limited(request.limit)
+    job, identity = _prepared(request, suite)
+    prompts = suite.prompts
+    with RunFolder.opened(job.folder, identity) as folder:
+        result = _finished_before(folder, suite)
+        if result is None:
+            processes = request.processes or (processes_here() if identity.settings["device"] == "cpu" else 1)
+            judged = run_prompts(folder, prompts, job.open, processes=processes, label=request.model)
+            rendered = _ceiling(job, suite, processes)
+            here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
+            result = make_result(
+                prompts,
+                judged,
+                rendered,
+                identity,
+                run=folder.run,
+                commit=ledger.commit_here() if in_repository else None,
+                finished=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=folder.seconds(),
+            )
+            write_whole(folder.result_path, (result.to_json(indent=1) + "\n").encode())
+        here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
+        added = ledger.belongs_in_ledger(result) and ledger.append(here, result)
+        judged = RunFolder.in_order(prompts, folder.finished(prompts))
+        sheets = write_sheets(folder.path, prompts, judged, result)
+    return Evaluated(result, job.folder, sheets, here if added else None, in_repository)
+
+
+def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Identity]:
+    """Check everything that can be checked before the first picture is drawn."""
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.models.checker import checker_digest, default_checker_folder
+
+    if request.processes is not None and request.processes < 1:
+        raise VegaError(f"processes: {request.processes} is not allowed; allowed: 1 or more; leave it out")
+    engine = Engine.load(request.model, request.device, request.dtype)
+    check_model(engine)
+    components = engine.components
+    drawn = request.settings.request("x", None, 0, 1).resolved(components.spec.generation)
+    checker = request.checker or default_checker_folder()
+    checker_sha256 = checker_digest(checker)
+    open_checker(checker, checker_sha256)
+    identity = Identity(
+        suite=suite.name,
+        split=suite.split,
+        suite_sha256=suite.sha256,
+        limit=suite.limit,
+        model=request.model,
+        model_digest=components.digest,
+        checker_sha256=checker_sha256,
+        settings={
+            "num_steps": drawn.num_steps,
+            "guidance_scale": drawn.guidance_scale,
+            "sampler": drawn.sampler,
+            "negative_prompt": drawn.negative_prompt,
+            "device": components.device.type,
+            "dtype": str(components.dtype).removeprefix("torch."),
+            "torch": version("torch"),
+        },
+    )
+    folder = request.output or vega_home() / EVALUATIONS / identity.folder_name
+    job = ModelJob(
+        model=request.model,
+        digest=components.digest,
+        device=components.device.type,
+        dtype=str(components.dtype).removeprefix("torch."),
+        settings=request.settings,
+        checker=checker,
+        checker_sha256=checker_sha256,
+        folder=folder,
+    )
+    return job, identity
+
+
+def _finished_before(folder: RunFolder, suite: Suite) -> EvaluationResult | None:
+    """Return the folder's result where all its pictures are still there."""
+    if not folder.result_path.exists() or len(folder.finished(suite.prompts)) < len(suite.prompts):
+        return None
+    result = read_result(folder.result_path, "output")
+    return result if result.run == folder.run else None
+
+
+def _ceiling(job: ModelJob, suite: Suite, processes: int) -> list[JudgedPicture]:
+    """Return the checker's verdicts on real renders of the same prompts, drawn once and kept beside the runs."""
+    # Suite and checker stand in the name, too: another ceiling is another folder, not an error.
+    identity = Identity(
+        suite=suite.name,
+        split=suite.split,
+        suite_sha256=suite.sha256,
+        limit=suite.limit,
+        model="renders",
+        model_digest=renders_digest(),
+        checker_sha256=job.checker_sha256,
+        settings={"suite": suite.sha256, "checker": job.checker_sha256, "torch": version("torch")},
+    )
+    path = vega_home() / EVALUATIONS / f"renders-{identity.folder_name}"
+    with RunFolder.opened(path, identity, wait=True) as folder:
+        renders = RenderJob(job.checker, job.checker_sha256, path)
+        return run_prompts(folder, suite.prompts, renders.open, processes=processes, label="ceiling")

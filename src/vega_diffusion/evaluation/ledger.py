@@ -1,0 +1,109 @@
+"""The test ledger: one line for every finished run on a test split, so that nobody can run it until it pleases.
+
+The lines lie in `benchmarks/results/test-ledger.jsonl` of the repository in which the command runs; elsewhere, in the
+run's folder. Runs on `dev`, and runs of a few prompts only, are not written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from vega_diffusion.errors import VegaError
+from vega_diffusion.evaluation.results import EvaluationResult
+
+LEDGER = Path("benchmarks") / "results" / "test-ledger.jsonl"
+
+
+def belongs_in_ledger(result: EvaluationResult) -> bool:
+    """Return whether a result is of a whole test split."""
+    return result.identity.split == "test" and not result.partial
+
+
+def ledger_path(start: Path, run_folder: Path) -> tuple[Path, bool]:
+    """Return where lines go, and whether that is a repository's ledger.
+
+    Args:
+        start: The current folder: its repository counts, if it is ours.
+        run_folder: Where lines go outside it.
+    """
+    for folder in (start, *start.parents):
+        project = folder / "pyproject.toml"
+        if (folder / ".git").exists() and project.is_file():
+            name = re.search(r'^name = "(.+)"$', project.read_text(encoding="utf-8"), re.MULTILINE)
+            if name and name.group(1) == "vega-diffusion":
+                return folder / LEDGER, True
+    return run_folder / LEDGER.name, False
+
+
+def append(path: Path, result: EvaluationResult) -> bool:
+    """Add a result's line, once a run, in one write.
+
+    Returns:
+        Whether it was added; False where the ledger has that run already.
+
+    Raises:
+        VegaError: The ledger cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_text(encoding="utf-8") if path.exists() else ""
+        if any(f'"run": "{result.run}"' in line for line in content.splitlines()):
+            return False
+        # A line that a full disk cut short must not swallow this one.
+        start = "" if not content or content.endswith("\n") else "\n"
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{start}{json.dumps(ledger_line(result))}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise VegaError(
+            f"{path}: cannot be written ({error.strerror}); the result is kept: run the same command again"
+        ) from error
+    return True
+
+
+def ledger_line(result: EvaluationResult) -> dict[str, object]:
+    """Return what the ledger keeps of a result."""
+    identity = result.identity
+    return {
+        "run": result.run,
+        "finished": result.finished,
+        "commit": result.commit,
+        "suite": f"{identity.suite}-{identity.split}",
+        "suite_sha256": identity.suite_sha256,
+        "checker_sha256": identity.checker_sha256,
+        "model": identity.model,
+        "model_digest": identity.model_digest,
+        "settings": identity.settings,
+        "overall": result.overall,
+        "interval": result.intervals.get("overall"),
+        "kinds": result.kinds,
+        "rows": result.rows,
+        "unseen": result.held_out.unseen.overall,
+        "seen": result.held_out.seen.overall,
+        "ceiling": result.ceiling.overall,
+        "chance": result.chance.overall,
+        "num_images": result.num_images,
+        "seconds": result.seconds,
+    }
+
+
+def commit_here() -> str | None:
+    """Return the commit of the current folder's repository, with "-dirty" where files differ, or None outside one.
+
+    Result files do not count: every run writes some.
+    """
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()

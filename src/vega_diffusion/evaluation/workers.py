@@ -1,0 +1,241 @@
+"""Who draws and judges a prompt: a model (`ModelJob`), or the scene renderer (`RenderJob`) for the ceiling.
+
+Jobs are plain data, so that several processes can each load what they need by themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.evaluation.judgement import judge
+from vega_diffusion.evaluation.renders import sample_atlas, scene_for
+from vega_diffusion.evaluation.run_folder import JudgedPicture, picture_file, write_whole
+from vega_diffusion.models.detections import Detection, Finding
+from vega_diffusion.specs.evaluation import SuitePrompt
+from vega_diffusion.specs.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from vega_diffusion.data.scenes.renderer import SceneRenderer
+    from vega_diffusion.evaluation.run import Worker
+    from vega_diffusion.inference.engine import Engine
+
+SIDE_PX = 128
+"""The checker's pictures, and so the only size that can be evaluated."""
+
+RENDERS_VERSION = 1
+"""Goes up when `renders.py` or the scene renderer draws other pixels: old ceilings are then not taken up."""
+
+
+class Checker(Protocol):
+    """What judges need of `models.checker.SceneChecker`."""
+
+    def find(self, pixels: Tensor) -> list[Finding]:
+        """Say what pictures `[B, 3, 128, 128]` in [-1, 1] show."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What may be said about how a model draws; None takes the model's own."""
+
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+
+    def request(self, prompt: str, negative_prompt: str | None, seed: int, num_images: int) -> GenerateRequest:
+        """Return the request for a prompt's pictures.
+
+        Raises:
+            InvalidValue: A setting is not allowed.
+        """
+        # Through plain data: a mistake then is one line about the field.
+        return GenerateRequest.from_dict(
+            {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "seed": seed,
+                "num_images": num_images,
+                "num_steps": self.num_steps,
+                "guidance_scale": self.guidance_scale,
+                "sampler": self.sampler,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A model that draws.
+
+    Attributes:
+        model: A name, a folder or a Hub id.
+        digest: What its weights must be.
+        device: Where to run.
+        dtype: In which numbers.
+        settings: How to draw.
+        checker: Folder of the checker.
+        checker_sha256: What its weights must be.
+        folder: The run's.
+    """
+
+    model: str
+    digest: str
+    device: str
+    dtype: str
+    settings: DrawSettings
+    checker: Path
+    checker_sha256: str
+    folder: Path
+
+    def open(self) -> Worker:
+        """Load model and checker."""
+        from vega_diffusion.inference.engine import Engine
+
+        engine = Engine.load(self.model, self.device, self.dtype, low_memory=False)
+        return partial(self.work, engine, open_checker(self.checker, self.checker_sha256))
+
+    def work(self, engine: Engine, checker: Checker, prompt: SuitePrompt) -> list[JudgedPicture]:
+        """Draw a prompt's pictures in one U-Net call, write them, judge them."""
+        from vega_diffusion.inference.metadata import write_png
+        from vega_diffusion.inference.samplers import public_name
+
+        # Its own number of pictures and nothing else decides what shares a U-Net call.
+        engine.max_batch = len(prompt.seeds)
+        defaults = engine.components.spec.generation
+        scale = defaults.guidance_scale if self.settings.guidance_scale is None else self.settings.guidance_scale
+        # Without guidance nothing can be moved away from.
+        negative = prompt.negative_prompt if scale > 1 else None
+        request = self.settings.request(prompt.prompt, negative, prompt.seeds[0], len(prompt.seeds))
+        pictures = []
+        for picture in engine.stream(request):
+            if picture.record.model_digest != self.digest:
+                raise VegaError(f"model: {self.model!r} has changed since the evaluation began; run the command again")
+            path = self.folder / picture_file(prompt, picture.seed)
+            write_png(picture.image, path, picture.record, public_name(picture.record.request.sampler or ""))
+            pictures.append(picture.image)
+        return judge_pictures(prompt, pictures, checker)
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """The scene renderer in a model's place, with the package's own sample of drawings: the same everywhere.
+
+    Attributes:
+        checker: Folder of the checker.
+        checker_sha256: What its weights must be.
+        folder: The run's.
+    """
+
+    checker: Path
+    checker_sha256: str
+    folder: Path
+
+    def open(self) -> Worker:
+        """Load sprites and checker."""
+        from vega_diffusion.data.scenes.renderer import SceneRenderer
+
+        return partial(self.work, SceneRenderer(sample_atlas()), open_checker(self.checker, self.checker_sha256))
+
+    def work(self, renderer: SceneRenderer, checker: Checker, prompt: SuitePrompt) -> list[JudgedPicture]:
+        """Render one scene a seed, write the pictures, judge them."""
+        from io import BytesIO
+
+        pixels = renderer.render([scene_for(prompt, seed) for seed in prompt.seeds])
+        pictures = [to_picture(row) for row in pixels]
+        for seed, picture in zip(prompt.seeds, pictures, strict=True):
+            buffer = BytesIO()
+            picture.save(buffer, "PNG")
+            write_whole(self.folder / picture_file(prompt, seed), buffer.getvalue())
+        return judge_pictures(prompt, pictures, checker)
+
+
+def open_checker(folder: Path, sha256: str) -> Checker:
+    """Read a checker whose weights have that hash.
+
+    Raises:
+        VegaError: They have another, or the folder is damaged.
+    """
+    from vega_diffusion.models.checker import read_checker
+
+    return read_checker(folder, sha256)
+
+
+def renders_digest() -> str:
+    """Return what names the renderer's pictures: the sprites' files and `RENDERS_VERSION`."""
+    from vega_diffusion.data.scenes.atlas import sample_folder
+
+    total = hashlib.sha256(f"renders {RENDERS_VERSION}\n".encode())
+    for path in sorted(sample_folder().iterdir()):
+        if path.suffix in (".webp", ".json"):
+            total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def check_model(engine: Engine) -> None:
+    """Check that a model draws pictures that the checker can read.
+
+    Raises:
+        InvalidValue: It draws another size.
+    """
+    size = engine.components.spec.generation
+    if (size.width, size.height) != (SIDE_PX, SIDE_PX):
+        raise InvalidValue(
+            "model",
+            f"{engine.components.name} ({size.width}x{size.height} px)",
+            f"a model that draws {SIDE_PX}x{SIDE_PX} px, as the suite's checker reads them",
+            "evaluate a model of the mini family",
+        )
+
+
+def judge_pictures(prompt: SuitePrompt, pictures: Sequence[Image.Image], checker: Checker) -> list[JudgedPicture]:
+    """Judge a prompt's pictures, one a seed; what is judged is what the PNG files hold."""
+    findings = checker.find(torch.stack([to_pixels(picture) for picture in pictures]))
+    judged = []
+    for seed, found in zip(prompt.seeds, findings, strict=True):
+        # Rounded before it is judged, so that a stored finding gives the same verdict again.
+        finding = rounded(found)
+        verdict = judge(prompt, finding)
+        judged.append(
+            JudgedPicture(
+                id=prompt.id,
+                kind=prompt.kind,
+                unseen=prompt.unseen,
+                seed=seed,
+                file=picture_file(prompt, seed),
+                passed=verdict.passed,
+                reasons=verdict.reasons,
+                finding=finding,
+            )
+        )
+    return judged
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """Return a picture as float32 `[3, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"), np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Return pixels `[3, H, W]` in [-1, 1] as an 8-bit picture."""
+    levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def rounded(finding: Finding) -> Finding:
+    """Return a finding with numbers of a few digits."""
+    detections = []
+    for one in finding.detections:
+        x0, y0, x1, y1 = (round(float(edge), 2) for edge in one.box)
+        noun_score, score = round(float(one.noun_score), 4), round(float(one.score), 4)
+        detections.append(Detection(one.noun, noun_score, one.colour, (x0, y0, x1, y1), score))
+    return Finding(tuple(detections), finding.background, finding.style)
