@@ -109,7 +109,8 @@ def test_the_surest_detection_of_a_noun_decides_its_colour_and_place() -> None:
         (-40, -40, {"left of", "next to", "above"}),  # both are true of a diagonal
         (-40, -15, {"left of", "next to"}),
         (-8, 0, set()),  # within a tenth of both sizes together
-        (-9, 0, {"left of", "next to"}),
+        (-15, 0, set()),  # the margin takes more than half of it
+        (-17, 0, {"left of", "next to"}),
         (0, 0, set()),
     ],
 )

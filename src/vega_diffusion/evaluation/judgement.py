@@ -1,8 +1,9 @@
 """Does a picture show its prompt? A pure function of what was asked and what the checker found.
 
-The rules are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513, section 3 and its `evaluate_images.py`): an object
-is there when something of its name is found; a count is exact; colour and place are those of the surest detection of
+The rules follow GenEval (Ghosh et al. 2023, arXiv 2310.11513, section 3 and its `evaluate_images.py`): an object is
+there when something of its name is found; a count is exact; colour and place are those of the surest detection of
 each object; a place holds when the centres differ by more than a tenth of both objects' sizes, in that direction.
+Other than there, one checker finds objects and colours alike, with one threshold for all kinds, and "next to" is ours.
 The rows `background`, `place` and `style` judge only what they are named after: whether the object itself is there is
 what `single_object` measures.
 """
@@ -20,7 +21,7 @@ from vega_diffusion.specs.evaluation import ExpectedObject, SuitePrompt
 POSITION_MARGIN = 0.1
 """Of the sum of both sizes: a smaller difference of the centres counts as none."""
 POSITION_SHARE = 0.5
-"""Of the distance (beyond the margin) that must lie in the direction asked for: up to 60 degrees off."""
+"""Of the distance of the centres: what must lie in the direction asked for, after the margin is taken off."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def stands(first: Detection, second: Detection, relation: str) -> bool:
     """
     width = _side(first, 0) + _side(second, 0)
     height = _side(first, 1) + _side(second, 1)
-    dx = _beyond(first.centre[0] - second.centre[0], POSITION_MARGIN * width)
-    dy = _beyond(first.centre[1] - second.centre[1], POSITION_MARGIN * height)
+    dx, dy = first.centre[0] - second.centre[0], first.centre[1] - second.centre[1]
     distance = math.hypot(dx, dy)
     if distance == 0:
         return False
-    right, down = dx / distance, dy / distance
+    right = _beyond(dx, POSITION_MARGIN * width) / distance
+    down = _beyond(dy, POSITION_MARGIN * height) / distance
     match relation:
         case "left of":
             return right < -POSITION_SHARE

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 
+from vega_diffusion.data.scenes.atlas import coloured_hues
 from vega_diffusion.data.scenes.scene import HUES, LINE_STYLE, STYLES
 from vega_diffusion.data.scenes.sprite_facts import load_sprite_facts
 from vega_diffusion.data.scenes.vocabulary import load_vocabulary
@@ -19,6 +20,8 @@ MIN_STYLES = 3
 """Styles that must be able to draw a noun in a colour."""
 
 LEVEL_PX = 32
+MIN_COLOURED = 0.1
+"""Share of coloured pixels below which a drawing has no colour of its own."""
 _BIN_DEGREES = 10
 
 
@@ -60,22 +63,10 @@ def main_hue(sprite: np.ndarray) -> float | None:
     Args:
         sprite: uint8 [4, H, W], RGB premultiplied by alpha.
     """
-    alpha = sprite[3].astype(np.float32)
-    solid = alpha > 128
-    rgb = sprite[:3].astype(np.float32)[:, solid] / alpha[solid]
-    high, low = rgb.max(0), rgb.min(0)
-    chroma = high - low
-    coloured = chroma > 0.2 * np.maximum(high, 0.2)
-    if coloured.sum() < 0.1 * solid.sum():
+    share, hues = coloured_hues(sprite)
+    if share < MIN_COLOURED:
         return None
-    red, green, blue = rgb[:, coloured]
-    top, width = high[coloured], chroma[coloured]
-    sixth = np.where(
-        top == red,
-        (green - blue) / width % 6,
-        np.where(top == green, (blue - red) / width + 2, (red - green) / width + 4),
-    )
-    counts = np.histogram(sixth * 60, bins=360 // _BIN_DEGREES, range=(0, 360))[0]
+    counts = np.histogram(hues, bins=360 // _BIN_DEGREES, range=(0, 360))[0]
     near = counts + np.roll(counts, 1) + np.roll(counts, -1)
     peak = int(near.argmax())
     return (peak + 0.5) * _BIN_DEGREES

@@ -12,29 +12,14 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from vega_diffusion.specs.base import Spec
 
-SuiteKind = Literal[
-    "single_object",
-    "two_objects",
-    "counting",
-    "colours",
-    "position",
-    "attribute_binding",
-    "background",
-    "place",
-    "style",
-    "natural",
-]
-OVERALL_KINDS: tuple[SuiteKind, ...] = (
-    "single_object",
-    "two_objects",
-    "counting",
-    "colours",
-    "position",
-    "attribute_binding",
-)
+OverallKind = Literal["single_object", "two_objects", "counting", "colours", "position", "attribute_binding"]
+RowKind = Literal["background", "place", "style", "natural"]
+SuiteKind = Literal[OverallKind, RowKind]
+
+OVERALL_KINDS: tuple[OverallKind, ...] = get_args(OverallKind)
 """GenEval's six kinds, whose mean is `overall`; the others are rows of their own."""
 
-ROW_KINDS: tuple[SuiteKind, ...] = tuple(kind for kind in get_args(SuiteKind) if kind not in OVERALL_KINDS)
+ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
 
 
 class ExpectedObject(Spec):

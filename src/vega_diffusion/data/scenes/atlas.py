@@ -142,24 +142,36 @@ def dominant_hue_share(sprite: np.ndarray) -> tuple[float, float]:
     Args:
         sprite: uint8 [4, H, W] premultiplied.
     """
+    share, hues = coloured_hues(sprite)
+    if not len(hues):
+        return 0.0, 0.0
+    counts = np.histogram(hues, bins=36, range=(0, 360))[0]
+    near = max(sum(np.roll(counts, shift)[peak] for shift in (-2, -1, 0, 1, 2)) for peak in range(36))
+    return share, float(near / counts.sum())
+
+
+def coloured_hues(sprite: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return (share of coloured pixels among opaque ones, hues of the coloured ones in degrees, float32 [N]).
+
+    Args:
+        sprite: uint8 [4, H, W] premultiplied.
+    """
     alpha = sprite[3].astype(np.float32)
     solid = alpha > 128
+    if not solid.any():
+        return 0.0, np.empty(0, np.float32)
     rgb = sprite[:3].astype(np.float32)[:, solid] / alpha[solid]
     high, low = rgb.max(0), rgb.min(0)
     chroma = high - low
     coloured = chroma > 0.2 * np.maximum(high, 0.2)
-    if solid.sum() == 0 or coloured.sum() == 0:
-        return 0.0, 0.0
     red, green, blue = rgb[:, coloured]
     top, width = high[coloured], chroma[coloured]
-    hue = np.where(
+    sixth = np.where(
         top == red,
         (green - blue) / width % 6,
         np.where(top == green, (blue - red) / width + 2, (red - green) / width + 4),
     )
-    counts = np.histogram(hue * 60, bins=36, range=(0, 360))[0]
-    near = max(sum(np.roll(counts, shift)[peak] for shift in (-2, -1, 0, 1, 2)) for peak in range(36))
-    return float(coloured.mean()), float(near / counts.sum())
+    return float(coloured.mean()), sixth * 60
 
 
 def _read_sheet(path: Path) -> np.ndarray:
