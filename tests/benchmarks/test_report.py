@@ -11,6 +11,8 @@ from vega_diffusion.benchmarks.__main__ import CASES, main
 from vega_diffusion.benchmarks.report import Bar, Measurement, Result, make_result, read_results, write_result
 from vega_diffusion.benchmarks.tables import BEGIN, END, bars_table, fill, number
 from vega_diffusion.errors import MissingFile, VegaError
+from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
+from vega_diffusion.evaluation.report import ledger_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +80,12 @@ def test_readme_holds_exactly_what_the_result_files_give() -> None:
     readme = (ROOT / "README.md").read_text()
     results = ROOT / "benchmarks" / "results"
     assert fill(readme, read_results(results) if results.is_dir() else []) == readme
+
+
+def test_readme_quotes_the_last_line_of_the_test_ledger_and_no_other() -> None:
+    lines = read_ledger(ROOT / LEDGER)
+    quoted = (ROOT / "README.md").read_text().partition("<!-- scores:begin (make docs) -->")[2]
+    assert quoted.partition("<!-- scores:end -->")[0] == "\n" + (ledger_table(lines[-1]) if lines else "")
 
 
 def test_committed_results_name_a_known_case_and_a_clean_commit() -> None:

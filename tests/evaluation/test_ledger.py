@@ -10,6 +10,7 @@ import pytest
 from tiny_evaluation import identity, judged, prompt
 from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation import ledger
+from vega_diffusion.evaluation.report import ledger_table
 from vega_diffusion.evaluation.results import EvaluationResult, make_result
 
 
@@ -69,3 +70,16 @@ def test_it_lies_in_our_repository_or_beside_the_run(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_one_line() -> None:
     with pytest.raises(VegaError, match="cannot be written"):
         ledger.append(Path("/dev/null/ledger.jsonl"), result())
+
+
+def test_a_line_reads_back_and_becomes_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert ledger.read_ledger(path) == []
+    ledger.append(path, result("one"))
+    (line,) = ledger.read_ledger(path)
+    table = ledger_table(line)
+    assert table.startswith("**some-model** (bbbbbbbbbb) on scenes-test, 2 pictures:")
+    assert "| colours | 50.0 | 50.0 to 50.0 | 50.0 | - |" in table
+    path.write_text("{broken")
+    with pytest.raises(VegaError, match="no JSON"):
+        ledger.read_ledger(path)

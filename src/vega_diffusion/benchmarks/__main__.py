@@ -23,7 +23,11 @@ CASES: dict[str, str] = {
     "autoencoder": "vega_diffusion.benchmarks.autoencoder",
     "full-shape": "vega_diffusion.benchmarks.full_shape",
     "blind-naming": "vega_diffusion.benchmarks.blind_naming",
+    "blind-judging": "vega_diffusion.benchmarks.blind_judging",
     "checker": "vega_diffusion.benchmarks.checker",
+    "reconstructions": "vega_diffusion.benchmarks.reconstructions",
+    "prompt-following": "vega_diffusion.benchmarks.prompt_following",
+    "training-step": "vega_diffusion.benchmarks.training_step",
 }
 
 

@@ -85,10 +85,7 @@ def measure(folder: Path) -> Measurement:
     """
     from vega_diffusion.data.scenes.vocabulary import load_vocabulary
 
-    key, answers = _read(folder / KEY), _read(folder / ANSWERS)
-    unanswered = sorted(key.keys() - answers.keys())
-    if unanswered:
-        raise VegaError(f"{folder / ANSWERS}: no answer for {', '.join(unanswered)}; every picture needs one")
+    key, answers = read_answers(folder)
     entries: Sequence[tuple[str, dict]] = sorted(key.items(), key=lambda item: item[1]["seed"])
     right = [names_it(answers[name], load_vocabulary().noun(entry["noun"])) for name, entry in entries]
     said = {f"seed {entry['seed']}, {entry['noun']}": answers[name] for name, entry in entries}
@@ -100,6 +97,20 @@ def measure(folder: Path) -> Measurement:
         protocol="one object a picture, seeds by rule, random file names; the judge sees pictures and no prompt; "
         "an answer is right where it holds one of the noun's words in the vocabulary",
     )
+
+
+def read_answers(folder: Path) -> tuple[dict, dict]:
+    """Return key and answers, both by file name.
+
+    Raises:
+        MissingFile: One of them is not there.
+        VegaError: A picture has no answer.
+    """
+    key, answers = _read(folder / KEY), _read(folder / ANSWERS)
+    unanswered = sorted(key.keys() - answers.keys())
+    if unanswered:
+        raise VegaError(f"{folder / ANSWERS}: no answer for {', '.join(unanswered)}; every picture needs one")
+    return key, answers
 
 
 def _read(path: Path) -> dict:

@@ -52,9 +52,18 @@ def fill(text: str, results: Sequence[Result]) -> str:
     Raises:
         ValueError: A marker is missing.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the markers {BEGIN} and {END} are missing")
     table = bars_table(results)
-    return before + begin + "\n" + (table + "\n" if table else "") + end + after
+    return between(text, BEGIN, END, table + "\n" if table else "")
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """Return `text` with what stands between two markers replaced by lines of their own.
+
+    Raises:
+        ValueError: A marker is missing.
+    """
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"the markers {begin} and {end} are missing")
+    return f"{before}{first}\n{content}{last}{after}"

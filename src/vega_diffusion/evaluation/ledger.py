@@ -11,9 +11,11 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation.results import EvaluationResult
+from vega_diffusion.evaluation.scores import Scores
 
 LEDGER = Path("benchmarks") / "results" / "test-ledger.jsonl"
 
@@ -80,16 +82,34 @@ def ledger_line(result: EvaluationResult) -> dict[str, object]:
         "model_digest": identity.model_digest,
         "settings": identity.settings,
         "overall": result.overall,
-        "interval": result.intervals.get("overall"),
+        "intervals": result.intervals,
         "kinds": result.kinds,
         "rows": result.rows,
         "unseen": result.held_out.unseen.overall,
         "seen": result.held_out.seen.overall,
-        "ceiling": result.ceiling.overall,
-        "chance": result.chance.overall,
+        "ceiling": _scores(result.ceiling),
+        "chance": _scores(result.chance),
         "num_images": result.num_images,
         "seconds": result.seconds,
     }
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """Return the ledger's lines, the oldest first; none where there is no ledger.
+
+    Raises:
+        VegaError: A line is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
+        raise VegaError(f"{path}: a line is no JSON ({error}); take it from the repository again") from error
+
+
+def _scores(scores: Scores) -> dict[str, object]:
+    return {"overall": scores.overall, "kinds": scores.kinds, "rows": scores.rows}
 
 
 def commit_here() -> str | None:

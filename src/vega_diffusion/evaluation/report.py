@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vega_diffusion.evaluation.compare import Comparison, Difference
@@ -41,6 +42,27 @@ def result_report(result: EvaluationResult, folder: str, ledger: str | None) -> 
     data = result.model_dump(mode="json", exclude={"prompts", "identity", "held_out"})
     held_out = result.held_out.model_dump(mode="json")
     return data | result.identity.model_dump(mode="json") | held_out | {"folder": folder, "ledger": ledger}
+
+
+def ledger_table(line: Mapping[str, Any]) -> str:
+    """Return one line of the test ledger as a Markdown table: kinds, overall, rows."""
+    scores, ceiling, chance = (
+        _flat(part["overall"], part["kinds"], part["rows"]) for part in (line, line["ceiling"], line["chance"])
+    )
+    title = f"**{line['model']}** ({line['model_digest'][:10]}) on {line['suite']}, {line['num_images']} pictures:"
+    table = [
+        title,
+        "",
+        "| % of pictures that pass | score | 95 % interval | ceiling | chance |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (*OVERALL_KINDS, "overall", *ROW_KINDS):
+        if name in scores:
+            low, high = line["intervals"][name]
+            cells = [f"{_percent(low)} to {_percent(high)}", _percent(ceiling.get(name)), _percent(chance.get(name))]
+            shown = f"**{name}**" if name == "overall" else name.replace("_", " ")
+            table.append(f"| {shown} | {_percent(scores[name])} | {' | '.join(cells)} |")
+    return "\n".join(table) + "\n"
 
 
 def comparison_table(comparison: Comparison) -> list[str]:

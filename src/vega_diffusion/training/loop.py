@@ -26,6 +26,7 @@ from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
 from vega_diffusion.training.ema import Ema
 from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
@@ -252,7 +253,7 @@ class Trainer:
     def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> None:
         batch = self.source.load(positions).to(self.accelerator.device)
         rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
-        values = self._module(batch, rng)
+        values = self._losses(batch, rng)
         total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
         self._guard.observe(step, positions, per_sample)
@@ -264,7 +265,11 @@ class Trainer:
         positions = self.positions(self.step)[: self.recipe.micro_batch_size]
         batch = self.source.load(positions).to(self.accelerator.device)
         rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
-        self.accelerator.backward(self._module(batch, rng)["total"])
+        self.accelerator.backward(self._losses(batch, rng)["total"])
+
+    def _losses(self, batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
+        with attention_kernel(self.accelerator.device, self.recipe.mixed_precision):
+            return self._module(batch, rng)
 
     def _clip(self) -> Tensor:
         limit = self.recipe.max_grad_norm

@@ -1,0 +1,65 @@
+"""Case `prompt-following`: a finished run on the test split, held against the goals of the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vega_diffusion.benchmarks.report import Bar, Measurement
+from vega_diffusion.errors import VegaError
+
+OVERALL, SINGLE_OBJECT, LONGEST_S = 0.60, 0.75, 900.0
+
+
+def measure(run: Path) -> Measurement:
+    """Take the figures of a finished evaluation; nothing is drawn or judged again.
+
+    Args:
+        run: Folder of `vega evaluate MODEL --split test`.
+
+    Raises:
+        MissingFile: The evaluation is not finished.
+        VegaError: It is of the dev split, or of some prompts only.
+    """
+    from vega_diffusion.evaluation.ledger import belongs_in_ledger
+    from vega_diffusion.evaluation.results import read_result
+
+    result = read_result(run, "run")
+    if not belongs_in_ledger(result) or result.overall is None:
+        raise VegaError(f"run: {run} is no whole run on the test split; run vega evaluate MODEL --split test")
+    identity, model = result.identity, result.identity.model
+    scores = {**result.kinds, **result.rows}
+    ceiling, chance = ({**one.kinds, **one.rows} for one in (result.ceiling, result.chance))
+    return Measurement(
+        samples={"prompt_rates": [one.rate for one in result.prompts.values()]},
+        summary={
+            "overall": result.overall,
+            **{str(kind): value for kind, value in scores.items()},
+            "overall_ceiling": result.ceiling.overall or 0.0,
+            **{f"{kind}_ceiling": value for kind, value in ceiling.items()},
+            "overall_chance": result.chance.overall or 0.0,
+            **{f"{kind}_chance": value for kind, value in chance.items()},
+            **{f"{name}_interval": f"{low} to {high}" for name, (low, high) in result.intervals.items()},
+            "num_images": result.num_images,
+            "run": result.run,
+            "model_digest": identity.model_digest,
+            "suite_sha256": identity.suite_sha256,
+            "checker_sha256": identity.checker_sha256,
+        },
+        bars=(
+            _score(f"{model}, scenes-test, overall", result.overall, OVERALL),
+            _score(f"{model}, scenes-test, single object", result.kinds["single_object"], SINGLE_OBJECT),
+            Bar(
+                what=f"{model}, scenes-test: {result.num_images} pictures drawn and judged",
+                measured=result.seconds,
+                unit="s",
+                limit=LONGEST_S,
+                better="lower",
+            ),
+        ),
+        protocol="rules of docs/evaluation.md; goals are those for training on a CPU; seconds are those of the run on "
+        "its own machine, over all processes that worked on it one after another",
+    )
+
+
+def _score(what: str, value: float, limit: float) -> Bar:
+    return Bar(what=what, measured=value, unit="of 1", limit=limit, better="higher")
