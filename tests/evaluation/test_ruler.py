@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from vega_diffusion.data.scenes.renderer import SceneRenderer
-from vega_diffusion.errors import MissingFile
 from vega_diffusion.evaluation.degradations import DEGRADATIONS
 from vega_diffusion.evaluation.renders import sample_atlas, scene_for
 from vega_diffusion.evaluation.scores import Scores, chance_rates, prompt_rates, scores_of
@@ -18,18 +16,12 @@ from vega_diffusion.evaluation.suites import Suite, read_suite
 from vega_diffusion.evaluation.workers import judge_pictures, to_picture
 from vega_diffusion.models.checker import SceneChecker, read_checker
 
-ROOT = Path(__file__).parents[2]
 Judge = Callable[[Callable[[Tensor], Tensor]], tuple[Scores, Scores]]
 
 
 @pytest.fixture(scope="module")
 def checker() -> SceneChecker:
-    try:
-        return read_checker()
-    except MissingFile as error:
-        # As long as README tells everybody so, and not a day longer.
-        assert "the checker's weights are **not trained yet**" in (ROOT / "README.md").read_text()
-        pytest.skip(f"the package comes without a checker: {error}")
+    return read_checker()
 
 
 @pytest.fixture(scope="module")

@@ -41,11 +41,11 @@ def tiny() -> SceneChecker:
     return SceneChecker(TINY).eval()
 
 
-def test_output_has_a_grid_of_cells_and_two_answers_for_the_whole(tiny: SceneChecker) -> None:
+def test_output_has_a_grid_of_cells_and_one_answer_for_the_whole(tiny: SceneChecker) -> None:
     with torch.no_grad():
         output = tiny(torch.rand(2, 3, 64, 64) * 2 - 1)
     shapes = [tuple(part.shape) for part in output]
-    assert shapes == [(2, 8, 8), (2, 3, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8), (2, 2), (2, 2)]
+    assert shapes == [(2, 8, 8), (2, 3, 8, 8), (2, 2, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8), (2, 2)]
     assert float(output.objectness.sigmoid().max()) < 0.1, "fresh weights see no objects"
 
 
@@ -94,11 +94,12 @@ def test_findings_hold_names(tiny: SceneChecker, monkeypatch: pytest.MonkeyPatch
         torch.full((1, 8, 8), -9.0),
         torch.zeros(1, 3, 8, 8),
         torch.zeros(1, 2, 8, 8),
+        torch.zeros(1, 2, 8, 8),
         torch.zeros(1, 4, 8, 8),
-        torch.tensor([[0.0, 1.0]]),
         torch.tensor([[0.0, 1.0]]),
     )
     output.objectness[0, 4, 4] = 3.0
+    output.styles[0, 1, 4, 4] = 1.0
     output.nouns[0, 1, 4, 4], output.colours[0, 1, 4, 4] = 5.0, 2.0
     output.boxes[0, 2:, 4, 4] = math.log(16)
     monkeypatch.setattr(tiny, "forward", lambda pixels: output)
@@ -174,3 +175,34 @@ def test_a_spec_that_cannot_be_built_is_refused() -> None:
         CheckerSpec.from_dict({**json.loads(TINY.to_json()), "neck_width": 7})
     with pytest.raises(InvalidValue, match="different names"):
         CheckerSpec.from_dict({**json.loads(TINY.to_json()), "nouns": ["cat", "cat"]})
+
+
+def test_objects_vote_for_the_style_and_without_one_the_likeliest_place_does(
+    tiny: SceneChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = [torch.zeros(2, number, 8, 8) for number in (3, 2, 2, 4)]
+    output = CheckerOutput(torch.full((2, 8, 8), -9.0), *grids, torch.zeros(2, 2))
+    output.boxes[:, 2:] = math.log(16)
+    output.objectness[0, 1, 1] = output.objectness[0, 6, 6] = 3.0
+    output.styles[0, 0, 1, 1], output.styles[0, 1, 6, 6] = 1.0, 2.0  # the surer vote wins
+    output.objectness[1, 5, 5] = -8.0  # nothing is found
+    output.styles[1, 1, 5, 5] = 1.0
+    monkeypatch.setattr(tiny, "forward", lambda pixels: output)
+    first, second = tiny.find(torch.zeros(2, 3, 64, 64))
+    assert (len(first.detections), first.style) == (2, "line")
+    assert (len(second.detections), second.style) == (0, "line")
+
+
+def test_the_noun_of_a_cell_chooses_the_weights_that_tell_its_style(tiny: SceneChecker) -> None:
+    width = TINY.neck_width
+    grid, nouns = torch.ones(1, width, 1, 2), torch.zeros(1, len(TINY.nouns), 1, 2)
+    nouns[0, 0, 0, 0] = nouns[0, 1, 0, 1] = 50.0  # two cells, surely of noun 0 and of noun 1
+    weights = torch.zeros(len(TINY.nouns), len(TINY.styles), width)
+    weights[0, 0], weights[1, 1] = 1.0, 2.0
+    with torch.no_grad():
+        before = tiny.style_of_noun.clone()
+        tiny.style_of_noun.copy_(weights.flatten(1))
+        styles = tiny._styles(grid, nouns)
+        tiny.style_of_noun.copy_(before)
+    assert styles[0, :, 0, 0].tolist() == pytest.approx([width, 0])
+    assert styles[0, :, 0, 1].tolist() == pytest.approx([0, 2 * width])

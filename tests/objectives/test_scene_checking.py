@@ -67,10 +67,10 @@ def perfect(wanted: dict[str, Tensor], sure: float = 30.0) -> CheckerOutput:
                 for column in range(columns.start, columns.stop):
                     ideal = [x - column - 0.5, y - row - 0.5, math.log(x1 - x0), math.log(y1 - y0)]
                     boxes[picture, :, row, column] = torch.tensor(ideal)
-    whole = torch.full((count, 2), -sure)
-    style, background = whole.clone(), whole.clone()
-    style[:, 1], background[:, 0] = sure, sure
-    return CheckerOutput(objectness, nouns, colours, boxes, style, background)
+    styles = torch.full((count, 2, GRID, GRID), -sure)
+    background = torch.full((count, 2), -sure)
+    styles[:, 1], background[:, 0] = sure, sure
+    return CheckerOutput(objectness, nouns, colours, styles, boxes, background)
 
 
 def loss_of(output: CheckerOutput, wanted: dict[str, Tensor], **weights: float):

@@ -1,9 +1,10 @@
 """`SceneChecker`: a small network that says what a picture shows, and the folder that it lives in.
 
 Objects are found as peaks on a grid (Zhou et al. 2019, "Objects as Points", arXiv 1904.07850), whatever their kind;
-what a peak is, which colour it has and how large it is are read in its cell. Style and background belong to the whole
-picture. What does not live here: training it (`objectives/scene_checking.py`) and what a finding is held against
-(`evaluation/`).
+what a peak is, which colour and drawing style it has and how large it is are read in its cell. A style looks different
+in every noun, so the likeliest noun chooses the weights that tell styles apart; the picture's style is what its objects
+say together. The background belongs to the whole picture. What does not live here: training it
+(`objectives/scene_checking.py`) and what a finding is held against (`evaluation/`).
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ class CheckerOutput(NamedTuple):
         objectness: `[B, G, G]`, is the centre of an object in this cell.
         nouns: `[B, N, G, G]`.
         colours: `[B, C, G, G]`.
+        styles: `[B, S, G, G]`.
         boxes: `[B, 4, G, G]`: offset x, y of the object's centre from the cell's in cells, log width and height in px.
-        style: `[B, S]`.
         background: `[B, K]`.
     """
 
     objectness: Tensor
     nouns: Tensor
     colours: Tensor
+    styles: Tensor
     boxes: Tensor
-    style: Tensor
     background: Tensor
 
 
@@ -97,6 +98,7 @@ class SceneChecker(nn.Module):
         self.neck = _Convolution(neck, neck, groups)
         self._parts = (1, len(spec.nouns), len(spec.colours), 4)
         self.cells = nn.Conv2d(neck, sum(self._parts), 1)
+        self.style_of_noun = nn.Parameter(torch.randn(len(spec.nouns), len(spec.styles) * neck) * 0.01)
         patches = 3 * (spec.image_px // POOLED_PX) ** 2
         self.whole = nn.Sequential(
             nn.Linear(2 * sum(spec.widths) + patches, spec.whole_width),
@@ -127,7 +129,14 @@ class SceneChecker(nn.Module):
         patches = functional.avg_pool2d(pixels, POOLED_PX).flatten(1)
         both = self.whole(torch.cat([*statistics, patches], dim=1))
         style, background = both.split((len(self.spec.styles), len(self.spec.backgrounds)), dim=1)
-        return CheckerOutput(objectness[:, 0], nouns, colours, boxes, style, background)
+        styles = self._styles(grid, nouns) + style[:, :, None, None]
+        return CheckerOutput(objectness[:, 0], nouns, colours, styles, boxes, background)
+
+    def _styles(self, grid: Tensor, nouns: Tensor) -> Tensor:
+        """Return style logits `[B, S, G, G]`: every cell's features times the weights of its noun."""
+        weights = nouns.detach().softmax(1).permute(0, 2, 3, 1) @ self.style_of_noun
+        features = grid.permute(0, 2, 3, 1)[..., None, :]
+        return (weights.unflatten(-1, (len(self.spec.styles), -1)) * features).sum(-1).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def find(self, pixels: Tensor) -> list[Finding]:
@@ -145,13 +154,9 @@ class SceneChecker(nn.Module):
                 f"pixels: shape {tuple(pixels.shape)}; allowed: (B, 3, {side}, {side}); resize the pictures"
             )
         output = self(pixels)
-        styles, backgrounds = output.style.argmax(1).tolist(), output.background.argmax(1).tolist()
-        return [
-            Finding(self._detections(output, row), self.spec.backgrounds[backgrounds[row]], self.spec.styles[style])
-            for row, style in enumerate(styles)
-        ]
+        return [self._finding(output, row) for row in range(len(pixels))]
 
-    def _detections(self, output: CheckerOutput, row: int) -> tuple[Detection, ...]:
+    def _finding(self, output: CheckerOutput, row: int) -> Finding:
         found = peaks(output.objectness[row].sigmoid(), output.boxes[row], self.spec)
         detections = []
         for y, x, score, box in found:
@@ -161,11 +166,16 @@ class SceneChecker(nn.Module):
             detections.append(
                 Detection(self.spec.nouns[best], float(noun[best]), self.spec.colours[colour], box, score)
             )
-        return tuple(detections)
+        # Every object votes for the style as surely as it is there; without one, the likeliest place of one does.
+        likeliest = divmod(int(output.objectness[row].argmax()), self.spec.grid)
+        voters = [(y, x, score) for y, x, score, _ in found] or [(*likeliest, 1.0)]
+        votes = torch.stack([score * output.styles[row, :, y, x].log_softmax(0) for y, x, score in voters])
+        style, background = int(votes.sum(0).argmax()), int(output.background[row].argmax())
+        return Finding(tuple(detections), self.spec.backgrounds[background], self.spec.styles[style])
 
 
 def _mean_and_spread(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the picture, `[B, C]` each: what a style leaves of every feature."""
+    """Mean and standard deviation over the picture, `[B, C]` each."""
     mean = level.mean((2, 3))
     return mean, (level.square().mean((2, 3)) - mean.square()).clamp_min(1e-4).sqrt()
 

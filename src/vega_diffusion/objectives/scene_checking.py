@@ -52,18 +52,19 @@ class SceneChecking:
         """There is nothing frozen to move."""
 
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
-        """Return the loss, its parts, and the shares of right nouns (in cells near centres), colours and styles."""
+        """Return the loss, its parts, and the shares of right nouns, colours and styles in cells near centres."""
         spec, tensors = self.spec, batch.tensors
         output: CheckerOutput = student.get_submodule("checker")(tensors["pixels"])
         boxes, judged = tensors["boxes"], tensors["judged"].float()
         cells = assign(boxes, output.objectness.shape[-1])
         nouns, colours = (of_owner(tensors[name], cells.owner, IGNORE) for name in ("nouns", "colours"))
+        styles = tensors["style"][:, None, None].expand_as(cells.owner).masked_fill(cells.owner < 0, IGNORE)
         parts = {
             "objectness": focal(output.objectness.float(), cells, judged),
             "noun": near_cross_entropy(output.nouns.float(), nouns, cells.share),
             "colour": near_cross_entropy(output.colours.float(), colours, cells.share),
             "box": box_error(output.boxes.float(), boxes, cells) * judged,
-            "style": _cross_entropy(output.style.float(), tensors["style"]),
+            "style": near_cross_entropy(output.styles.float(), styles, cells.share),
             "background": _cross_entropy(output.background.float(), tensors["background"]),
         }
         weights = {name: getattr(spec, f"{name}_weight") for name in parts}
@@ -71,7 +72,7 @@ class SceneChecking:
         right = {
             "noun_accuracy": _accuracy(output.nouns, nouns),
             "colour_accuracy": _accuracy(output.colours, colours),
-            "style_accuracy": _accuracy(output.style, tensors["style"]),
+            "style_accuracy": _accuracy(output.styles, styles),
         }
         return Loss.from_samples(total, parts | right)
 
