@@ -18,6 +18,7 @@ from typing import Any
 from vega_diffusion.data.scenes.tokenizer import load_tokenizer
 from vega_diffusion.errors import MissingFile, VegaError, run_script
 from vega_diffusion.models.build import build_component
+from vega_diffusion.models.checker import RECORD
 from vega_diffusion.models.export import ModelParts, save_model
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import read_json
@@ -58,6 +59,8 @@ def component_record(reference: str, component: str) -> dict[str, Any]:
         MissingFile: The run has no recipe or no saved state, or the folder does not tell.
     """
     if not reference.startswith("run:"):
+        if component == "checker":  # a folder of its own, whose record tells
+            return read_json(Path(reference) / RECORD)["provenance"]
         try:
             return read_json(resolve_model(reference) / "vega.json")["provenance"]["components"][component]
         except (VegaError, KeyError) as error:
