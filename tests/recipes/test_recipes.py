@@ -25,6 +25,7 @@ NAMES = (
     "text-mini-cpu",
     "vega-mini-denoise-cpu",
     "vega-mini-joint-cpu",
+    "vega-mini-several-cpu",
     "vega-mini-shapes-cpu",
 )
 SMALL = (
