@@ -28,6 +28,7 @@ class SceneMixSpec(StrictSpec):
     low_resolution_rate: Fraction | None = None
     high_resolution_rate: Fraction | None = None
     crop_rate: Fraction | None = None
+    reading_order_rate: Fraction | None = None
 
 
 class SceneImagesSpec(StrictSpec):

@@ -210,3 +210,22 @@ def test_background_colours_are_well_separated() -> None:
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(len(lab))
     assert distance.min() >= 30
     assert len(HUES) == 7
+
+
+def in_order(scene: Scene) -> bool:
+    first, second = scene.objects
+    beside = abs(first.centre[0] - second.centre[0]) >= abs(first.centre[1] - second.centre[1])
+    return first.centre[0] < second.centre[0] if beside else first.centre[1] < second.centre[1]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_pairs_without_a_word_for_their_order_stand_in_reading_order_as_often_as_the_mix_says(rate: float) -> None:
+    mix = SceneMix(kinds=(("two", 1.0), ("binding", 1.0), ("relation", 1.0)), reading_order_rate=rate)
+    scenes = [sample_scene(3, position, mix=mix) for position in range(900)]
+    free = [scene for scene in scenes if scene.relation in (None, "next to")]
+    assert len(free) >= 400
+    share = sum(in_order(scene) for scene in free) / len(free)
+    assert share == pytest.approx(rate + (1 - rate) / 2, abs=0.05)
+    told = [scene for scene in scenes if scene.relation in ("right of", "below")]
+    assert len(told) >= 50
+    assert not any(in_order(scene) for scene in told)

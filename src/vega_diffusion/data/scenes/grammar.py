@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from vega_diffusion.data.scenes.layout import place_count, place_one, place_two
+from vega_diffusion.data.scenes.layout import in_reading_order, place_count, place_one, place_two
 from vega_diffusion.data.scenes.scene import (
     BACKGROUNDS,
     CANVAS_SIZE,
@@ -70,6 +70,8 @@ class SceneMix:
         low_resolution_rate: Share of scenes drawn smaller than the canvas and enlarged.
         high_resolution_rate: Share of scenes said to be drawn larger than the canvas.
         crop_rate: Share of single-object scenes on a longer canvas, cut somewhere along it.
+        reading_order_rate: Share of pairs whose order no word tells, that stand as they are named: the first on the
+            left or on top. Otherwise either order comes, and nothing but chance can tell a model which thing goes where.
     """
 
     kinds: tuple[tuple[str, float], ...] = DEFAULT_KINDS
@@ -85,6 +87,7 @@ class SceneMix:
     low_resolution_rate: float = 0.1
     high_resolution_rate: float = 0.05
     crop_rate: float = 0.08
+    reading_order_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for kind, weight in self.kinds:
@@ -190,6 +193,9 @@ class SceneSampler:
         relation = rng.choice(RELATIONS) if kind == "relation" else None
         size_word = rng.choice(SIZE_WORDS) if kind == "size" else None
         boxes = _boxes(kind, count, relation, size_word, rng)
+        # No draw where nothing can come of it: streams of mixes without this rate stay what they were.
+        if many and relation in (None, "next to") and self.mix.reading_order_rate > 0:
+            boxes = in_reading_order(boxes) if rng.random() < self.mix.reading_order_rate else boxes
         objects = self._objects(nouns * count if count > 1 else nouns, boxes, style, coloured, rng)
         if objects is None:
             return None

@@ -57,6 +57,12 @@ def place_two(relation: str | None, rng: random.Random) -> list[Box]:
     return boxes
 
 
+def in_reading_order(boxes: Sequence[Box]) -> list[Box]:
+    """Return two boxes, the left one first where they stand side by side, else the upper one."""
+    across, down = (abs(boxes[0][axis] - boxes[1][axis]) for axis in (0, 1))
+    return sorted(boxes, key=lambda box: box[0] if across >= down else box[1])
+
+
 def place_count(count: int, rng: random.Random) -> list[Box]:
     """Place two to four of a kind, all of one size, in cells of a grid."""
     cells: Sequence[tuple[float, float]]
