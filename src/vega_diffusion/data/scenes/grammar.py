@@ -71,7 +71,7 @@ class SceneMix:
         high_resolution_rate: Share of scenes said to be drawn larger than the canvas.
         crop_rate: Share of single-object scenes on a longer canvas, cut somewhere along it.
         reading_order_rate: Share of pairs whose order no word tells, that stand as they are named: the first on the
-            left or on top. Otherwise either order comes, and nothing but chance can tell a model which thing goes where.
+            left or on top. Otherwise either order comes, and only chance can tell a model which thing goes where.
     """
 
     kinds: tuple[tuple[str, float], ...] = DEFAULT_KINDS
