@@ -180,8 +180,8 @@ def test_a_spec_that_cannot_be_built_is_refused() -> None:
 def test_objects_vote_for_the_style_and_without_one_the_likeliest_place_does(
     tiny: SceneChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grids = [torch.zeros(2, number, 8, 8) for number in (3, 2, 2, 4)]
-    output = CheckerOutput(torch.full((2, 8, 8), -9.0), *grids, torch.zeros(2, 2))
+    nouns, colours, styles, boxes = (torch.zeros(2, number, 8, 8) for number in (3, 2, 2, 4))
+    output = CheckerOutput(torch.full((2, 8, 8), -9.0), nouns, colours, styles, boxes, torch.zeros(2, 2))
     output.boxes[:, 2:] = math.log(16)
     output.objectness[0, 1, 1] = output.objectness[0, 6, 6] = 3.0
     output.styles[0, 0, 1, 1], output.styles[0, 1, 6, 6] = 1.0, 2.0  # the surer vote wins
