@@ -68,14 +68,14 @@ def ledger_table(line: Mapping[str, Any]) -> str:
 def comparison_table(comparison: Comparison) -> list[str]:
     """Return the lines of a comparison: kinds, overall, rows, and what differs in the settings."""
     lines = [f"A: {comparison.a}", f"B: {comparison.b}", ""]
-    lines.append(_line("", "A", "B", "B less A", "95 % interval"))
+    lines.append(_line("", "A", "B", "B less A", f"{'95 % interval':>18}  "))
     rows: dict[str, Difference] = {str(kind): found for kind, found in comparison.kinds.items()}
     if comparison.overall is not None:
         rows["overall"] = comparison.overall
     rows |= {str(kind): found for kind, found in comparison.rows.items()}
     for name, found in rows.items():
         low, high = found.interval
-        interval = f"{_points(low)} to {_points(high)}{' *' if found.is_clear else '  '}"
+        interval = f"{f'{_points(low)} to {_points(high)}':>18}{' *' if found.is_clear else '  '}"
         lines.append(_line(name, _percent(found.a), _percent(found.b), _points(found.difference), interval))
         if name in ("overall", OVERALL_KINDS[-1]):
             lines.append("")
