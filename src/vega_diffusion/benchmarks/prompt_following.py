@@ -14,16 +14,19 @@ def measure(run: Path) -> Measurement:
     """Take the figures of a finished evaluation; nothing is drawn or judged again.
 
     Args:
-        run: Folder of `vega evaluate MODEL --split test`.
+        run: Folder of `vega evaluate MODEL --split test`, or its name in `$VEGA_HOME/evaluations`.
 
     Raises:
         MissingFile: The evaluation is not finished.
         VegaError: It is of the dev split, or of some prompts only.
     """
+    from vega_diffusion.evaluation.evaluate import EVALUATIONS
     from vega_diffusion.evaluation.ledger import belongs_in_ledger
     from vega_diffusion.evaluation.results import read_result
+    from vega_diffusion.training.run_directory import vega_home
 
-    result = read_result(run, "run")
+    known = vega_home() / EVALUATIONS / run
+    result = read_result(known if known.is_dir() else run, "run")
     if not belongs_in_ledger(result) or result.overall is None:
         raise VegaError(f"run: {run} is no whole run on the test split; run vega evaluate MODEL --split test")
     identity, model = result.identity, result.identity.model
