@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+TOOLS ?= .venv-tools
 OUTPUT ?= outputs
 # Two workers of one thread each use two cores far better than one worker of two threads.
 PYTEST_WORKERS ?= 2
@@ -11,15 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
 MADE_FROM := pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-full lint format docs clean
+.PHONY: help demo install tools test test-full lint format docs clean
 
 help:
 	@echo "make demo       install into $(VENV) and draw three pictures into $(OUTPUT)/"
 	@echo "make test       the default suite (no network, no GPU)"
 	@echo "make test-full  what is slow: kill tests, full-size shapes, the commands in the docs"
+	@echo "make tools      install img2dataset for vega data download, in an environment of its own ($(TOOLS)/)"
 	@echo "make lint       ruff, pyright, import-linter"
 	@echo "make docs       fill README's generated tables and lists again"
-	@echo "make clean      remove $(VENV) and everything built (never pictures)"
+	@echo "make clean      remove $(VENV), $(TOOLS) and everything built (never pictures)"
 
 # Each stamp is newer than the files that decide what is installed, so running make again installs nothing.
 $(VENV)/.stamp-base: $(MADE_FROM)
@@ -37,7 +39,15 @@ $(VENV)/.stamp-lint: $(VENV)/.stamp-test
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
+# Needs older libraries than we do (webdataset below 0.3, albumentations below 2).
+$(TOOLS)/.stamp: Makefile
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check img2dataset==1.47.0
+	@touch $@
+
 install: $(VENV)/.stamp-base
+
+tools: $(TOOLS)/.stamp
 
 demo: $(VENV)/.stamp-base
 	@start=$$(date +%s); \
@@ -49,7 +59,7 @@ demo: $(VENV)/.stamp-base
 test: $(VENV)/.stamp-test
 	$(PYTEST) -m "not slow and not gpu"
 
-test-full: $(VENV)/.stamp-test
+test-full: $(VENV)/.stamp-test $(TOOLS)/.stamp
 	$(PYTEST) -m "slow and not gpu"
 
 lint: $(VENV)/.stamp-lint
@@ -66,4 +76,4 @@ docs: $(VENV)/.stamp-base
 	$(BIN)/python scripts/fill_readme.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) $(TOOLS) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info

@@ -1,4 +1,4 @@
-"""Fills README's table of figures from the result files, its scores from the test ledger, its grid where there is one.
+"""Fills README's tables and grid, and the experiment in docs/distillation.md, from result files and the test ledger.
 
 `make docs` runs it; tests hold README together with the files.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
 from vega_diffusion.benchmarks.report import read_results
 from vega_diffusion.benchmarks.tables import between, fill
 from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
 from vega_diffusion.evaluation.report import ledger_table
+from vega_diffusion.specs.experiment import ExperimentSpec
 
 ROOT = Path(__file__).parents[1]
 GRID_BEGIN, GRID_END = "<!-- grid:begin (make docs) -->", "<!-- grid:end -->"
 SCORES_BEGIN, SCORES_END = "<!-- scores:begin (make docs) -->", "<!-- scores:end -->"
+EXPERIMENT, FIGURE = "benchmarks/experiments/distillation.toml", "images/distillation.png"
+EXPERIMENT_BEGIN, EXPERIMENT_END = "<!-- experiment:begin (make docs) -->", "<!-- experiment:end -->"
 GRID = """![Fifteen prompts and what vega-mini draws for them](docs/images/grid.png)
 
 Fixed prompts, seed 0 for all, none chosen by eye (`scripts/draw_grid.py`).
@@ -31,11 +35,29 @@ def main() -> int:
     grid = GRID if (ROOT / "docs" / "images" / "grid.png").exists() else ""
     filled = between(filled, GRID_BEGIN, GRID_END, grid)
     tests = read_ledger(ROOT / LEDGER)
-    filled = between(filled, SCORES_BEGIN, SCORES_END, ledger_table(tests[-1]) if tests else "")
+    newest = {line["model"]: line for line in tests}  # of each model its last line only
+    scores = "\n".join(ledger_table(line) for line in newest.values())
+    filled = between(filled, SCORES_BEGIN, SCORES_END, scores)
     if filled != text:
         readme.write_text(filled)
         print("README.md: tables filled again")
+    _fill_experiment(results)
     return 0
+
+
+def _fill_experiment(folder: Path) -> None:
+    spec = ExperimentSpec.read(ROOT / EXPERIMENT)
+    results = [one for one in read_results(folder) if one.case in (MATRIX, SEEDS)] if folder.is_dir() else []
+    page = ROOT / "docs" / "distillation.md"
+    text = page.read_text()
+    tables = experiment_tables(spec, results)
+    if tables:
+        draw_experiment(spec, results, ROOT / "docs" / FIGURE)
+        tables = f"![Losses and scores of all configurations]({FIGURE})\n\n{tables}\n"
+    filled = between(text, EXPERIMENT_BEGIN, EXPERIMENT_END, tables)
+    if filled != text:
+        page.write_text(filled)
+        print("docs/distillation.md: tables filled again")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from publish_model import component_record
 
 import vega_diffusion
 from vega_diffusion.errors import run_script
 from vega_diffusion.models.checker import read_checker, write_checker
 from vega_diffusion.models.export import new_folder
 from vega_diffusion.training.components import locate
+from vega_diffusion.training.publish import component_record
 
 FOLDER = Path(vega_diffusion.__file__).parent / "assets" / "checker"
 

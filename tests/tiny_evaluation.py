@@ -9,11 +9,12 @@ import torch
 from tiny_models import tiny, write_folder
 from vega_diffusion.data.scenes.scene import BACKGROUNDS, HUES, PLACES, STYLES, Scene
 from vega_diffusion.data.scenes.vocabulary import load_vocabulary
+from vega_diffusion.evaluation.results import make_result
 from vega_diffusion.evaluation.run_folder import Identity, JudgedPicture
 from vega_diffusion.models.checker import SceneChecker, write_checker
 from vega_diffusion.models.detections import Detection, Finding
 from vega_diffusion.specs.checker import CheckerSpec
-from vega_diffusion.specs.evaluation import ExpectedObject, SuitePrompt
+from vega_diffusion.specs.evaluation import OVERALL_KINDS, ExpectedObject, SuitePrompt
 
 
 def truth_of(scene: Scene) -> Finding:
@@ -83,3 +84,14 @@ def judged(asked: SuitePrompt, *passed: bool) -> list[JudgedPicture]:
         )
         for seed, one in zip(asked.seeds, passed, strict=True)
     ]  # fmt: skip
+
+
+def finished_run(folder: Path, wrong_kinds: int = 1, **changes: object) -> Path:
+    """Write the result of a run of one prompt a kind; of the first kinds one picture is wrong. Return its folder."""
+    asked = [prompt(f"{kind}-000", 10 * row, 2) for row, kind in enumerate(OVERALL_KINDS)]
+    found = [one for number, each in enumerate(asked) for one in judged(each, True, number >= wrong_kinds)]
+    about = {"run": "r", "commit": None, "finished": "2026-01-01T00:00:00+00:00", "seconds": 800.0}
+    result = make_result(asked, found, found, identity(**{"split": "test", **changes}), **about)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(result.to_json())
+    return folder

@@ -71,6 +71,7 @@ def test_a_quick_look_scores_every_kind_and_a_repeat_gives_the_same(vega: Vega) 
     assert folder.parent == vega.home / "evaluations"
     assert folder.name.startswith(f"scenes-dev-{first['model_digest'][:12]}-")
     assert first["ledger"] is None
+    assert first["model"] == "model"  # a folder's own name, not where it lies
 
     assert vega.evaluate("--limit", "1") == first, "a finished evaluation is reported again"
     again = vega.evaluate("--limit", "1", "--output", "again")

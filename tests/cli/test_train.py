@@ -118,6 +118,8 @@ def test_warm_start_says_what_fitted_and_is_used(recipe, runs, capsys, tmp_path)
         (["--set", "steps=many"], "steps: 'many'"),
         (["--device", "tpu"], "--device: 'tpu'"),
         (["--processes", "0"], "--processes: 0"),
+        (["--nope"], "arguments: Unrecognized options: --nope; see vega train --help"),
+        (["--processes", "two"], "see vega train --help"),
         (["--run-name", "a/b"], "--run-name: 'a/b'"),
         (["--set", "mixed_precision=fp16", "--device", "cpu"], "mixed_precision: 'fp16'"),
         (["--set", "data.mix.nouns=['unicorn shop']"], "unicorn shop"),

@@ -17,8 +17,9 @@ from vega_diffusion.data.scene_latents import SceneLatents
 from vega_diffusion.data.scene_stream import phrasings, scene_stream, stream_digest
 from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.renderer import SceneRenderer
-from vega_diffusion.data.scenes.targets import slot_sizes
+from vega_diffusion.data.scenes.targets import IGNORE, mention_classes, mention_sizes, slot_sizes
 from vega_diffusion.data.scenes.tokenizer import load_tokenizer
+from vega_diffusion.data.scenes.vocabulary import load_vocabulary
 from vega_diffusion.data.tokens import TokenizerPair
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.data import SceneLatentsSpec, SceneMixSpec
@@ -89,6 +90,8 @@ def test_shapes_and_ranges(renderer, tokenizers, builder):
     assert pixels.abs().max() <= 1
     captions = found["captions"].load(range(5)).tensors
     assert {name.removeprefix("target.") for name in captions if name.startswith("target.")} == set(slot_sizes())
+    assert {name.removeprefix("mention.") for name in captions if name.startswith("mention.")} == set(mention_sizes())
+    assert all(captions[f"mention.{slot}"].shape == (5, 2) for slot in mention_sizes())
     assert captions["input_ids"].shape[1] % 8 == 0
     assert captions["input_ids"].shape[1] < 77
     assert (captions["input_ids"] == 4095).any(dim=1).all()
@@ -97,6 +100,23 @@ def test_shapes_and_ranges(renderer, tokenizers, builder):
     assert latents["input_ids"].shape == latents["input_ids_2"].shape == (5, 77)
     assert latents["time_ids"].shape == (5, 6)
     assert latents["keep"].dtype == torch.bool
+
+
+def test_mentions_are_read_at_the_last_token_of_the_name(tokenizers):
+    batch = SceneCaptions(STREAM, tokenizers, 1, "v").load(range(60))
+    names, tokenizer, seen = mention_classes()["noun"], tokenizers.tokenizers[0], 0
+    for row, (at, nouns) in enumerate(
+        zip(batch.tensors["mention_at"].tolist(), batch.tensors["mention.noun"].tolist(), strict=True)
+    ):
+        for index, noun in zip(at, nouns, strict=True):
+            assert (index == 0) == (noun == IGNORE)
+            if noun == IGNORE:
+                continue
+            said = tokenizer.decode(batch.tensors["input_ids"][row, 1 : index + 1].tolist()).strip()
+            forms = [word for form in load_vocabulary().noun(names[noun]).forms for word in (form.text, form.plural)]
+            assert any(word and said.endswith(word.lower()) for word in forms), (said, names[noun])
+            seen += 1
+    assert seen >= 60
 
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(renderer, tokenizers, builder, vae):

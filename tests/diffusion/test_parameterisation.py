@@ -8,7 +8,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from vega_diffusion.diffusion.parameterisation import PredictionType, to_epsilon, to_x0, training_target
+from vega_diffusion.diffusion.parameterisation import (
+    PredictionType,
+    convert,
+    to_epsilon,
+    to_x0,
+    training_target,
+)
 from vega_diffusion.diffusion.schedule import scaled_linear
 
 TYPES = get_args(PredictionType)
@@ -54,3 +60,15 @@ def test_implied_x0_is_that_of_diffusers(kind, parts):
         expected = reference.step(prediction, int(t[row]), x_t[one].float()).pred_original_sample
         actual = to_x0(kind, schedule, prediction, x_t[one].float(), t[one])
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", TYPES)
+@pytest.mark.parametrize("wanted", TYPES)
+def test_a_perfect_prediction_stays_perfect_in_any_other_parameterisation(given, wanted, parts):
+    schedule, x0, noise, t, x_t = parts
+    prediction = training_target(given, schedule, x0, noise, t)
+    converted = convert(prediction, given, wanted, schedule, x_t, t)
+    torch.testing.assert_close(converted, training_target(wanted, schedule, x0, noise, t), rtol=1e-3, atol=1e-3)
+    back = convert(converted + 0.1, wanted, given, schedule, x_t, t)
+    there = convert(back, given, wanted, schedule, x_t, t)
+    torch.testing.assert_close(there, converted + 0.1, rtol=1e-3, atol=1e-3)

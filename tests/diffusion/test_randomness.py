@@ -24,6 +24,7 @@ def test_a_sample_does_not_see_its_batch_mates():
     together, alone = PositionRng(5, [10, 11, 12]), PositionRng(5, [11])
     assert torch.equal(together.normal((4, 2, 2), "noise")[1:2], alone.normal((4, 2, 2), "noise"))
     assert torch.equal(together.uniform("u", (3,))[1:2], alone.uniform("u", (3,)))
+    assert together.fractions("f")[1:2] == alone.fractions("f")
     assert torch.equal(together.integers(0, 1000, "t")[1:2], alone.integers(0, 1000, "t"))
 
 
@@ -42,6 +43,9 @@ def test_purposes_are_independent_and_repeatable():
 def test_draws_have_the_right_distribution():
     rng = PositionRng(1, range(4000))
     normal, uniform, whole = rng.normal((4,), "n"), rng.uniform("u"), rng.integers(3, 7, "i")
+    fractions = torch.tensor(rng.fractions("f"))
+    assert abs(fractions.mean() - 0.5) < 0.03
+    assert (fractions.min() >= 0) & (fractions.max() < 1)
     assert abs(normal.mean()) < 0.03
     assert abs(normal.std() - 1) < 0.03
     assert normal.dtype == uniform.dtype == torch.float32

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from vega_diffusion.data.batches import Batch
-from vega_diffusion.data.scenes.targets import IGNORE, slot_sizes
+from vega_diffusion.data.scenes.targets import IGNORE, mention_sizes, slot_sizes
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.objectives.build import build_heads
@@ -23,7 +23,7 @@ def student():
     spec = preset("vega-mini")
     assert spec.text_encoder_2 is not None
     torch.manual_seed(0)
-    heads = SceneHeads({"noun": 5, "colour": 3}, spec.unet.cross_attention_dim, 128)
+    heads = SceneHeads({"noun": 5, "colour": 3}, spec.unet.cross_attention_dim, 128, {"noun": 5, "side": 2})
     encoders = {"text_encoder": build_text_encoder(spec.text_encoder)}
     return nn.ModuleDict(encoders | {"text_encoder_2": build_text_encoder(spec.text_encoder_2), "heads": heads})
 
@@ -36,6 +36,11 @@ def batch(length=16):
     padded = ids.clone()
     padded[before_padding(ids).logical_not()] = 0
     targets = {"target.noun": torch.tensor([0, 1, 2, 3]), "target.colour": torch.tensor([2, IGNORE, 0, IGNORE])}
+    targets |= {
+        "mention_at": torch.tensor([[2, 5], [3, 0], [1, 7], [4, 0]]),
+        "mention.noun": torch.tensor([[0, 4], [1, IGNORE], [2, 0], [3, IGNORE]]),
+        "mention.side": torch.tensor([[0, 1], [0, IGNORE], [0, 1], [IGNORE, IGNORE]]),
+    }
     return Batch(list("abcd"), targets | {"input_ids": ids, "input_ids_2": padded})
 
 
@@ -46,10 +51,12 @@ def test_reading_stops_at_the_first_end_token():
 
 def test_loss_by_hand():
     module, data = student(), batch()
-    loss = SceneText(SceneTextSpec(pooled_weight=0.25), {})(module, data, PositionRng(0, range(4)))
+    loss = SceneText(SceneTextSpec(pooled_weight=0.25, mention_weight=0.5), {})(module, data, PositionRng(0, range(4)))
     ids = data.tensors["input_ids"]
     tokens, pooled = encode_tokens(module["text_encoder"], module["text_encoder_2"], ids, data.tensors["input_ids_2"])
-    from_tokens, from_pooled = module["heads"](tokens, pooled, before_padding(ids))
+    heads = module["heads"]
+    assert isinstance(heads, SceneHeads)
+    from_tokens, from_pooled = heads(tokens, pooled, before_padding(ids))
     for row in range(4):
         parts = []
         for logits in (from_tokens, from_pooled):
@@ -59,7 +66,14 @@ def test_loss_by_hand():
                 known = target != IGNORE
                 values.append(functional.cross_entropy(logits[name][row], target) if known else torch.tensor(0.0))
             parts.append(sum(values) / 2)
-        torch.testing.assert_close(loss.per_sample[row], (parts[0] + 0.25 * parts[1]).detach())
+        at_mentions = heads.read_mentions(tokens, data.tensors["mention_at"])
+        values = [
+            functional.cross_entropy(at_mentions[name][row, number], target) if target != IGNORE else torch.tensor(0.0)
+            for name in ("noun", "side")
+            for number, target in enumerate(data.tensors[f"mention.{name}"][row])
+        ]
+        expected = parts[0] + 0.25 * parts[1] + 0.5 * sum(values) / 4
+        torch.testing.assert_close(loss.per_sample[row], expected.detach())
     assert 0 <= loss.parts["accuracy"] <= 1
 
 
@@ -67,6 +81,16 @@ def test_padding_does_not_matter():
     module = student()
     losses = [SceneText(SceneTextSpec(), {})(module, batch(length), PositionRng(0, range(4))) for length in (16, 77)]
     torch.testing.assert_close(losses[0].per_sample, losses[1].per_sample, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mention_is_read_from_one_token_alone():
+    heads = SceneHeads({}, 6, 4, {"noun": 5})
+    tokens = torch.randn(2, 7, 6)
+    found = heads.read_mentions(tokens, torch.tensor([[1, 6], [3, 0]]))["noun"]
+    assert found.shape == (2, 2, 5)
+    for row, number, token in ((0, 0, 1), (0, 1, 6), (1, 0, 3), (1, 1, 0)):
+        expected = heads.from_mention["noun"](heads.norm(tokens[row, token]))
+        torch.testing.assert_close(found[row, number], expected)
 
 
 def test_it_can_be_learned():
@@ -80,6 +104,7 @@ def test_it_can_be_learned():
         optimizer.step()
     assert objective(module, data, rng).parts["accuracy"] == 1
     assert loss.parts["pooled_accuracy"] == 1
+    assert loss.parts["mention_accuracy"] == 1
 
 
 def test_heads_fit_the_scenes_and_depend_on_the_seed_alone():
@@ -89,4 +114,5 @@ def test_heads_fit_the_scenes_and_depend_on_the_seed_alone():
     assert isinstance(again, SceneHeads)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert {name: layer.out_features for name, layer in first.from_tokens.items()} == slot_sizes()
+    assert {name: layer.out_features for name, layer in first.from_mention.items()} == mention_sizes()
     assert build_heads(SceneTextSpec(), spec, 6) is not None

@@ -7,27 +7,42 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vega_diffusion.cli.main import main
 from vega_diffusion.data.scene_stream import scene_stream
 from vega_diffusion.data.scenes.scene import STYLES
 from vega_diffusion.data.scenes.splits import held_out_combinations
 from vega_diffusion.models.detect import load_spec
+from vega_diffusion.models.find import resolve_model
+from vega_diffusion.specs.data import ImageLatentsSpec, SceneChecksSpec
 from vega_diffusion.specs.presets import preset
 from vega_diffusion.specs.recipe import TrainRecipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.toml"))
+RECIPES = sorted(FOLDER.rglob("*.toml"), key=lambda path: path.stem)
 NAMES = (
     "autoencoder-mini-cpu",
+    "autoencoder-mini-decoder-cpu",
+    "mini-sdxl-3d-cpu",
+    "mini-sdxl-cartoon-cpu",
     "mini-sdxl-denoise-cpu",
     "scene-checker-cpu",
     "text-mini-cpu",
+    "vega-distill-sdxl",
+    "vega-distill-sdxl-cached",
+    "vega-mini-binding-cpu",
     "vega-mini-denoise-cpu",
+    "vega-mini-distill-cpu",
+    "vega-mini-distill-staged-cpu",
+    "vega-mini-distill-three-cpu",
     "vega-mini-joint-cpu",
     "vega-mini-several-cpu",
     "vega-mini-shapes-cpu",
 )
+# For a machine with a GPU, SDXL's weights and pictures of its own.
+FULL_SIZE = ("vega-distill-sdxl", "vega-distill-sdxl-cached")
 SMALL = (
     "steps=2",
     "batch_size=2",
@@ -39,15 +54,45 @@ SMALL = (
 )
 
 
+def shortened(path: Path, folder: Path) -> Path:
+    """A recipe whose teachers come and go within two steps, and whose first stage takes two."""
+    text = path.read_text().replace("1_200", "1").replace("1_800", "2").replace("\nsteps = 1_000", "\nsteps = 2")
+    last = text.replace("start_step = 1\nstop_step = 2\n", "share = 0.1\nstart_step = 1\n").replace(
+        "start_step = 2", "start_step = 1"
+    )
+    copy = folder / path.name
+    copy.write_text(last)
+    return copy
+
+
 def needs(recipe: TrainRecipe) -> set[str]:
-    references = (*recipe.model.weights.values(), *recipe.model.grow_from.values())
+    surgery = recipe.model.surgery
+    references = [*recipe.model.weights.values(), *([surgery.teacher] if surgery else [])]
+    references += [teacher.weights or "" for teacher in getattr(recipe.objective, "teachers", ())]
     return {value.removeprefix("run:") for value in references if value.startswith("run:")}
 
 
 def test_every_recipe_is_known_here():
     # A recipe that is not in the list would not be tested below.
     assert tuple(path.stem for path in RECIPES) == NAMES
-    assert all(path.stem.rpartition("-")[2] in ("cpu", "cuda", "h200") for path in RECIPES)
+    assert all(
+        path.stem.rpartition("-")[2] in ("cpu", "cuda", "h200") for path in RECIPES if path.stem not in FULL_SIZE
+    )
+
+
+def test_full_size_recipes_say_what_they_would_take(capsys):
+    work = {}
+    for stem in FULL_SIZE:  # no weights, no pictures and no network are needed for that
+        assert main(["train", str(FOLDER / f"{stem}.toml"), "--dry-run", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert plan["trained_parameters"] == 745_225_604
+        assert plan["cards"]
+        work[stem] = sum(
+            one["gflop_per_sample"] * one["samples"] + one["gflop_per_output"] * one["fixed_samples"]
+            for one in (plan, *plan.get("stages", {}).values())
+        )
+    # docs/distillation.md quotes this ratio.
+    assert work["vega-distill-sdxl"] / work["vega-distill-sdxl-cached"] == pytest.approx(3.45, abs=0.01)
 
 
 def test_recipes_name_only_runs_of_other_recipes():
@@ -57,26 +102,46 @@ def test_recipes_name_only_runs_of_other_recipes():
 
 def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VEGA_HOME", str(tmp_path))
-    waiting, done = {path.stem: path for path in RECIPES}, []
+    waiting, done = {path.stem: path for path in RECIPES if path.stem not in FULL_SIZE}, []
     while waiting:
         stem = next(name for name, path in waiting.items() if needs(TrainRecipe.read(path)) <= set(done))
         path = waiting.pop(stem)
         kind = TrainRecipe.read(path).objective.kind
-        changes = [*SMALL, *(["data.num_scenes=6"] if kind == "denoising" else [])]
+        changes = [*SMALL, *(["data.num_scenes=6"] if kind in ("denoising", "distillation") else [])]
         if kind == "scene_checking":  # the sample of sprites lacks the held-out style
             changes.append(f"data.mix.styles={list(STYLES)}")
         shown = stem in ("autoencoder-mini-cpu", "vega-mini-denoise-cpu")  # the teacher's pictures take longest
         changes += ["sample_every=2"] if shown else ["sample_every=none"]
         arguments = [part for change in changes for part in ("--set", change)]
-        assert main(["train", str(path), *arguments]) == 0, capsys.readouterr().err
+        short = shortened(path, tmp_path)
+        assert main(["train", str(short), *arguments]) == 0, capsys.readouterr().err
         assert "2 steps done" in capsys.readouterr().out
         assert list((tmp_path / "runs" / stem / "ema").rglob("*.safetensors"))
         assert (tmp_path / "runs" / stem / "samples/step-00000002.png").is_file() == shown
         done.append(stem)
-    assert sorted(done) == list(NAMES)
+    assert sorted([*done, *FULL_SIZE]) == list(NAMES)
+    check_latents_stay(tmp_path / "runs", capsys)
     check_publishing(tmp_path / "model", tmp_path / "again")
     capsys.readouterr()
     check_denoising_loss(tmp_path / "model", capsys)
+
+
+def check_latents_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The decoder's recipe moves the decoder alone: encoder and scaling factor stay, bit for bit."""
+    first, second = (runs / name / "ema/vae" for name in ("autoencoder-mini-cpu", "autoencoder-mini-decoder-cpu"))
+    before, after = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (first, second))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    assert all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+    scales = [json.loads((folder / "config.json").read_text())["scaling_factor"] for folder in (first, second)]
+    assert scales[0] == scales[1] != 1.0
+    recipe = str(FOLDER / "autoencoder-mini-decoder-cpu.toml")
+    for more, said in (
+        (["--init-from", "vega-mini"], "--init-from"),
+        (["--set", "model.weights={}"], "model.weights.vae"),
+    ):
+        assert main(["train", recipe, "--run-name", "refused", *more]) == 2
+        assert said in capsys.readouterr().err
 
 
 def check_publishing(model: Path, again: Path) -> None:
@@ -99,7 +164,13 @@ def check_publishing(model: Path, again: Path) -> None:
     teacher = ["mini-sdxl", str(again), "--unet", "run:mini-sdxl-denoise-cpu", "--text", text, "--vae", str(model)]
     assert publish(teacher) == 0
     record = json.loads((again / "vega.json").read_text())["provenance"]["components"]["unet"]
-    assert (record["run"], record["started_from"]["run"]) == ("mini-sdxl-denoise-cpu", "vega-mini-denoise-cpu")
+    assert (record["run"], record["started_from"]["run"]) == ("mini-sdxl-denoise-cpu", "vega-mini-several-cpu")
+    distilled = ["vega-mini", str(again), "--unet", "run:vega-mini-distill-cpu", "--text", text, "--vae", str(model)]
+    assert publish(distilled) == 0
+    record = json.loads((again / "vega.json").read_text())["provenance"]["components"]["unet"]
+    committed = json.loads((resolve_model("mini-sdxl") / "vega.json").read_text())["provenance"]["components"]["unet"]
+    assert record["run"] == "vega-mini-distill-cpu"
+    assert record["started_from"] == committed
     assert publish(["vega-mini", str(again), "--unet", unet, "--text", "run:none", "--vae", str(model)]) == 2
 
 
@@ -107,8 +178,8 @@ def held_out_scenes(count: int) -> list[str]:
     found, seen = [], set()
     for path in RECIPES:
         data = TrainRecipe.read(path).data
-        if data.kind == "scene_checks":
-            continue  # a judge must know what generators have never seen
+        if isinstance(data, (SceneChecksSpec, ImageLatentsSpec)):
+            continue  # a judge must know what generators have never seen; pictures of a folder are no scenes
         stream, key = scene_stream(data.mix), (data.seed, data.mix.to_json())
         if key in seen:
             continue

@@ -18,7 +18,7 @@ def changed(spec: UNetSpec, **values: object) -> UNetSpec:
 
 def test_the_known_presets_are_all_there() -> None:
     full = {"sdxl", "ssd-1b", "vega", "koala-1b", "koala-700m", "sd-1.5"}
-    assert set(PRESETS) == full | {"mini-sdxl", "vega-mini"}
+    assert set(PRESETS) == full | {"mini-sdxl", "ssd-mini", "vega-mini"}
     assert all(name == spec.name for name, spec in PRESETS.items())
 
 

@@ -79,7 +79,7 @@ def test_changes_reach_every_depth(path):
         ("objective.kl_weight=1.0", ("kl_weight", "known keys")),
         ("mixed_precision=fp8", ("mixed_precision", "'fp8'", "bf16")),
         ("micro_batch_size=3", ("micro_batch_size", "divisor of batch_size 8")),
-        ("data.kind=scene_images", ("data.kind", "scene_latents for objective denoising")),
+        ("data.kind=scene_images", ("data.kind", "scene_latents or image_latents for objective denoising")),
         ('model.train=["vae"]', ("model.train", "unet")),
         ('model.train=["text_encoder"]', ("model.train", "unet")),
         ('compile=["vae"]', ("compile", "'vae'", "unet, text_encoder")),
@@ -115,7 +115,7 @@ def test_identity_ignores_only_what_moves_no_weight(path):
     free = TrainRecipe.read(
         path, ["steps=200", "save_every=1", "keep=9", "log_every=3", "sample_every=4", "micro_batch_size=2"]
     )
-    assert len(MAY_CHANGE) == 6
+    assert len(MAY_CHANGE) == 8
     assert recipe.digest() == free.digest()
     assert free.changed_keys(recipe.identity()) == []
     for change in ("seed=1", "optimizer.eps=1e-7", "model.weights.vae=x", "ema.warmup=3", "data.mix.white_rate=0.2"):
@@ -146,5 +146,6 @@ def test_change_builds_tables_and_takes_plain_text():
 
 
 def test_a_component_starts_from_one_place_only(path):
-    message = refused(path, 'model.weights.unet="vega-mini"', 'model.grow_from.unet="vega-mini"')
-    assert all(word in message for word in ("model.grow_from", "unet", "remove one"))
+    surgery = 'model.surgery={ teacher = "vega-mini", map = "first" }'
+    message = refused(path, 'model.weights.unet="vega-mini"', surgery)
+    assert all(word in message for word in ("model.weights.unet", "model.surgery", "remove one"))

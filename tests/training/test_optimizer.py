@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.optimizer import AdamWSpec, LrScheduleSpec
 from vega_diffusion.training.optimizer import build_optimizer, lr_factor, set_learning_rate
 from vega_diffusion.training.student import Student
@@ -52,8 +53,24 @@ def test_one_step_is_adamw_by_hand():
 
 
 def test_frozen_parameters_are_not_optimised():
-    optimizer = build_optimizer(AdamWSpec(), student(freeze=["text_encoder"]))
-    assert [group["component"] for group in optimizer.param_groups] == ["unet"]
+    module = student(freeze=["text_encoder"])
+    optimizer = build_optimizer(AdamWSpec(), module)
+    assert {id(one) for group in optimizer.param_groups for one in group["params"]} == {
+        id(one) for one in module.get_submodule("unet").parameters()
+    }
+
+
+def test_factors_for_single_modules():
+    module = Student({"unet": nn.Sequential(*[nn.Sequential(nn.Linear(2, 2, bias=False)) for _ in range(12)])})
+    factors = {"unet": 2.0, "unet.[2-9]": 3.0, "unet.10": 4.0}
+    optimizer = build_optimizer(AdamWSpec(lr=1.0, lr_factors=factors), module)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    assert [rates[id(one)] for one in module.parameters()] == [2.0] * 2 + [3.0] * 8 + [4.0, 2.0]
+
+
+def test_a_factor_for_nothing_is_refused():
+    with pytest.raises(InvalidValue, match=r"optimizer.lr_factors: 'unet.mid'"):
+        build_optimizer(AdamWSpec(lr_factors={"unet.mid": 2.0}), student())
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])

@@ -27,6 +27,12 @@ CASES: dict[str, str] = {
     "checker": "vega_diffusion.benchmarks.checker",
     "reconstructions": "vega_diffusion.benchmarks.reconstructions",
     "prompt-following": "vega_diffusion.benchmarks.prompt_following",
+    "comparison": "vega_diffusion.benchmarks.comparison",
+    "text-binding": "vega_diffusion.benchmarks.text_binding",
+    "distillation-matrix": "vega_diffusion.benchmarks.distillation_matrix",
+    "distillation-seeds": "vega_diffusion.benchmarks.distillation_seeds",
+    "distillation-step": "vega_diffusion.benchmarks.distillation_step",
+    "full-size-step": "vega_diffusion.benchmarks.full_size_step",
     "training-step": "vega_diffusion.benchmarks.training_step",
 }
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vega_diffusion.benchmarks.report import Bar, Measurement
 from vega_diffusion.errors import VegaError
+
+if TYPE_CHECKING:
+    from vega_diffusion.evaluation.results import EvaluationResult
 
 OVERALL, SINGLE_OBJECT, LONGEST_S = 0.60, 0.75, 900.0
 
@@ -20,15 +24,8 @@ def measure(run: Path) -> Measurement:
         MissingFile: The evaluation is not finished.
         VegaError: It is of the dev split, or of some prompts only.
     """
-    from vega_diffusion.evaluation.evaluate import EVALUATIONS
-    from vega_diffusion.evaluation.ledger import belongs_in_ledger
-    from vega_diffusion.evaluation.results import read_result
-    from vega_diffusion.training.run_directory import vega_home
-
-    known = vega_home() / EVALUATIONS / run
-    result = read_result(known if known.is_dir() else run, "run")
-    if not belongs_in_ledger(result) or result.overall is None:
-        raise VegaError(f"run: {run} is no whole run on the test split; run vega evaluate MODEL --split test")
+    result = whole_test_run(run, "run")
+    assert result.overall is not None
     identity, model = result.identity, result.identity.model
     scores = {**result.kinds, **result.rows}
     ceiling, chance = ({**one.kinds, **one.rows} for one in (result.ceiling, result.chance))
@@ -62,6 +59,29 @@ def measure(run: Path) -> Measurement:
         protocol="rules of docs/evaluation.md; goals are those for training on a CPU; seconds are those of the run on "
         "its own machine, over all processes that worked on it one after another",
     )
+
+
+def whole_test_run(run: Path, field: str) -> EvaluationResult:
+    """Return a finished evaluation of the whole test split, which has an overall score.
+
+    Args:
+        run: Its folder, or its name in `$VEGA_HOME/evaluations`.
+        field: What the user calls it.
+
+    Raises:
+        MissingFile: It is not finished.
+        VegaError: It is of the dev split, or of some prompts only.
+    """
+    from vega_diffusion.evaluation.evaluate import EVALUATIONS
+    from vega_diffusion.evaluation.ledger import belongs_in_ledger
+    from vega_diffusion.evaluation.results import read_result
+    from vega_diffusion.training.run_directory import vega_home
+
+    known = vega_home() / EVALUATIONS / run
+    result = read_result(known if known.is_dir() else run, field)
+    if not belongs_in_ledger(result) or result.overall is None:
+        raise VegaError(f"{field}: {run} is no whole run on the test split; run vega evaluate MODEL --split test")
+    return result
 
 
 def _score(what: str, value: float, limit: float) -> Bar:

@@ -53,25 +53,39 @@ def _parsed(verb: str, function: Callable[..., _Result], argv: Sequence[str]) ->
 
     keep.__dict__["__wrapped__"] = function
     keep.__doc__ = function.__doc__
+    parse(verb, keep, argv)
+    return lambda: function(*received["args"], **received["kwargs"])
+
+
+def parse(verb: str, target: Callable[..., _Result], argv: Sequence[str]) -> _Result:
+    """Return what tyro makes of the arguments for a function or a dataclass.
+
+    Raises:
+        BadArguments: They cannot be parsed; one line.
+        SystemExit: Help was asked for and printed.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            tyro.cli(keep, args=list(argv), prog=f"vega {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(target, args=list(argv), prog=f"vega {verb}", config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise BadArguments(_one_line(complaint.getvalue(), verb)) from stop
-    return lambda: function(*received["args"], **received["kwargs"])
 
 
 def _one_line(complaint: str, verb: str) -> str:
     """Return what tyro's box says, up to its rule, in one line."""
     words: list[str] = []
-    for line in complaint.splitlines():
+    lines = complaint.splitlines()
+    if not complaint.startswith("╭"):  # a terminal without box-drawing letters: title, rule, what is wrong, rule
+        rules = [number for number, line in enumerate(lines) if line.strip() and not line.strip(" -")]
+        lines = lines[rules[0] + 1 :] if rules else lines
+    for line in lines:
         if line.startswith(("╭", "╰")):
             continue
         content = line.strip(_BOX + " ")
-        if not content:
+        if not content.strip("-"):
             break
         words.append(content)
     reason = " ".join(words) or "cannot be read"

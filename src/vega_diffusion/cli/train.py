@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from vega_diffusion.cli.arguments import parse
 from vega_diffusion.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vega_diffusion.training.loop import TrainResult
     from vega_diffusion.training.run_directory import RunDirectory
 
+# Which of a recipe's stages the ranks of one launch are for.
+_STAGE = "VEGA_STAGE"
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
@@ -48,27 +51,48 @@ class TrainArguments:
 
 def run(argv: list[str]) -> int:
     """Run the verb and return the exit code: 0, 143 or 130 after a signal (the state is saved)."""
-    arguments = tyro.cli(TrainArguments, args=argv, prog="vega train")
+    arguments = parse("train", TrainArguments, argv)
     if arguments.device not in DEVICES:
         raise InvalidValue("--device", arguments.device, f"one of: {', '.join(DEVICES)}", "choose one of them")
     if arguments.processes < 1:
         raise InvalidValue("--processes", arguments.processes, "1 or more", "raise it")
     from vega_diffusion.specs.recipe import TrainRecipe
+    from vega_diffusion.specs.stages import expand
 
     path = Path(arguments.recipe)
     recipe = TrainRecipe.read(path, arguments.set)
+    chain = expand(recipe, arguments.run_name or path.stem)
+    if arguments.init_from is not None and len(chain) > 1:
+        raise InvalidValue("--init-from", arguments.init_from, "nothing with stages", "name model.surgery.teacher")
     if arguments.dry_run:
-        return _plan(recipe, arguments)
+        return _plan(chain, arguments)
     if arguments.processes > 1 and "LOCAL_RANK" not in os.environ:
         from vega_diffusion.training.launch import launch
 
-        return launch([sys.executable, "-m", "vega_diffusion.cli.main", "train", *argv], arguments.processes)
+        command = [sys.executable, "-m", "vega_diffusion.cli.main", "train", *argv]
+        codes = (launch(command, arguments.processes, {_STAGE: str(number)}) for number in _ahead(chain))
+        return next((code for code in codes if code), 0)
+    stages = [int(os.environ[_STAGE])] if _STAGE in os.environ else _ahead(chain)
+    codes = (_run_one(*chain[number], arguments) for number in stages)
+    return next((code for code in codes if code), 0)
+
+
+def _ahead(chain: list[tuple[str, TrainRecipe]]) -> list[int]:
+    """Return the numbers of the stages that are not done; the last one always is run, to say how it stands."""
+    from vega_diffusion.training.run_directory import RunDirectory
+
+    done = [RunDirectory(name).is_done(recipe.steps) for name, recipe in chain[:-1]]
+    return [number for number, finished in enumerate([*done, False]) if not finished]
+
+
+def _run_one(name: str, recipe: TrainRecipe, arguments: TrainArguments) -> int:
+    """Train one recipe and return the exit code."""
     from vega_diffusion.training.guard import RunStopped
     from vega_diffusion.training.launch import end_with_launcher
     from vega_diffusion.training.run_directory import RunDirectory
 
     end_with_launcher()
-    directory = RunDirectory(arguments.run_name or path.stem)
+    directory = RunDirectory(name)
     try:
         result = _train(recipe, directory, arguments)
     except RunStopped as stopped:
@@ -94,12 +118,21 @@ def _train(recipe: TrainRecipe, directory: RunDirectory, arguments: TrainArgumen
     )
 
 
-def _plan(recipe: TrainRecipe, arguments: TrainArguments) -> int:
+def _plan(chain: list[tuple[str, TrainRecipe]], arguments: TrainArguments) -> int:
     from vega_diffusion.training.loop import make_accelerator
     from vega_diffusion.training.planner import plan_run
 
-    plan = plan_run(recipe, make_accelerator(recipe, arguments.device).device)
-    print(json.dumps(plan.to_dict()) if arguments.json else plan)
+    # A plan may be for another machine: fp16, which a CPU does not train in, is no obstacle to it.
+    precise = chain[0][1].model_copy(update={"mixed_precision": "no"})
+    device = make_accelerator(precise, arguments.device).device
+    plans = {name: plan_run(recipe, device) for name, recipe in chain}
+    if arguments.json:
+        last = plans[chain[-1][0]].to_dict()
+        stages = {name: plans[name].to_dict() for name, _ in chain[:-1]}
+        print(json.dumps(last | ({"stages": stages} if stages else {})))
+        return 0
+    for name, plan in plans.items():
+        print(f"{name}\n{plan}" if len(plans) > 1 else plan)
     return 0
 
 

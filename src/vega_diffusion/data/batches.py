@@ -17,17 +17,28 @@ class Batch:
     Args:
         sample_ids: A name for each sample by which a user can find it again.
         tensors: Name -> tensor whose first dimension is the batch.
+        captions: The samples' captions where the source has them; empty text for the empty condition.
     """
 
     sample_ids: list[str]
     tensors: dict[str, Tensor]
+    captions: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`."""
-        return Batch(self.sample_ids, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return Batch(self.sample_ids, tensors, self.captions)
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What decides one sample's tensors, as text, and the shape `[C, H, W]` of its latents."""
+
+    key: str
+    shape: tuple[int, ...]
 
 
 class BatchSource(Protocol):
@@ -39,4 +50,12 @@ class BatchSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return a text that is equal only for sources that give equal samples at equal positions."""
+        ...
+
+
+class LatentSource(BatchSource, Protocol):
+    """A source of latents that can say of single samples what they are made of."""
+
+    def keys(self, positions: Sequence[int]) -> list[SampleKey]:
+        """Return the keys of the samples at these positions; equal keys of one source mean equal tensors."""
         ...

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+from vega_diffusion.data.picture_folder import caption_of, list_folder, sidecar
+from vega_diffusion.data.picture_index import UNREADABLE
+from vega_diffusion.errors import InvalidValue
 
 
 @dataclass
@@ -80,11 +78,7 @@ def check_folder(
     """
     if min_size_px < 1:
         raise InvalidValue("min_size", min_size_px, "1 or more", "give the shortest allowed side in px")
-    if not folder.is_dir():
-        raise MissingFile(f"{folder}: no such folder; give the folder that holds the pictures")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    captions = _captions(files, caption_column)
+    images, rows = list_folder(folder, caption_column)
     report = FolderReport(str(folder), min_size_px, num_images=len(images))
     sizes: Counter[str] = Counter()
     by_pixels: dict[str, list[str]] = {}
@@ -99,7 +93,7 @@ def check_folder(
             by_pixels.setdefault(digest, []).append(name)
             if min(width, height) < min_size_px:
                 report.too_small.append(name)
-        if (captions.get(path) or _sidecar(path)).strip():
+        if (caption_of(rows.get(path, {}), caption_column) or sidecar(path)).strip():
             report.num_captions += 1
         else:
             report.missing_captions.append(name)
@@ -107,16 +101,12 @@ def check_folder(
     there = set(images)
     report.missing_images = [
         path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-        for path in captions
+        for path in rows
         if path not in there
     ]
     report.duplicates = [group for group in by_pixels.values() if len(group) > 1]
     report.sizes = dict(sizes.most_common())
     return report
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _read(path: Path) -> tuple[tuple[int, int], str] | None:
@@ -126,39 +116,5 @@ def _read(path: Path) -> tuple[tuple[int, int], str] | None:
             pixels = picture.convert("RGBA")
             digest = hashlib.blake2b(f"{pixels.size}".encode() + pixels.tobytes(), digest_size=16).hexdigest()
             return pixels.size, digest
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UNREADABLE:
         return None
-
-
-def _sidecar(path: Path) -> str:
-    text = path.with_suffix(".txt")
-    try:
-        return text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""
-    except OSError:
-        return ""
-
-
-def _captions(files: list[Path], column: str) -> dict[Path, str]:
-    """Return picture -> caption as all metadata files say it."""
-    found: dict[Path, str] = {}
-    for path in files:
-        if path.name not in ("metadata.jsonl", "metadata.csv"):
-            continue
-        for line, row in _rows(path):
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-                raise VegaError(
-                    f"{path}: line {line} has no file_name; allowed: one object a line with file_name and {column}"
-                )
-            caption = row.get(column)
-            found[path.parent / row["file_name"]] = caption if isinstance(caption, str) else ""
-    return found
-
-
-def _rows(path: Path) -> list[tuple[int, Any]]:
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                return [(number, row) for number, row in enumerate(csv.DictReader(file), start=2)]
-            return [(number, json.loads(line)) for number, line in enumerate(file, start=1) if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise VegaError(f"{path}: cannot be read ({error}); write one JSON object a line") from error

@@ -13,17 +13,21 @@ class ShuffledOrder:
     Args:
         size: Number of items.
         seed: Seed of the shuffles.
+        block: So many items stay together in their order; a divisor of `size`.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, seed: int, block: int = 1) -> None:
+        if size % block:
+            raise AssertionError(f"block {block} does not divide {size}")
+        self.size, self.seed, self.block = size, seed, block
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def index(self, position: int) -> int:
         """Return the item at a position of the run."""
         epoch, place = divmod(position, self.size)
+        block, within = divmod(place, self.block)
         if epoch != self._epoch:  # only a cache: the permutation depends on (seed, epoch) alone
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._permutation = torch.randperm(self.size, generator=generator)
+            self._permutation = torch.randperm(self.size // self.block, generator=generator)
             self._epoch = epoch
-        return int(self._permutation[place])
+        return int(self._permutation[block]) * self.block + within

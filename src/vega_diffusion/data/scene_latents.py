@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vega_diffusion.data.batches import Batch
+from vega_diffusion.data.batches import Batch, SampleKey
 from vega_diffusion.data.latent_cache import LatentCache
 from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.data.prompt_cache import PromptCache
@@ -58,19 +58,26 @@ class SceneLatents:
         chosen = [
             (row, number) if keep else None for row, number, keep in zip(rows, choice, kept.tolist(), strict=True)
         ]
-        tensors = {"latents": latents, "time_ids": time_ids} | self._captions(chosen)
+        captions = ["" if pair is None else self.cache.captions[pair[0]][pair[1]] for pair in chosen]
+        tensors = {"latents": latents, "time_ids": time_ids} | self._condition(chosen, captions)
         if spec.empty_condition == "zeros":
             tensors["keep"] = kept
-        return Batch([f"scene {spec.seed}/{row}" for row in rows], tensors)
+        return Batch([f"scene {spec.seed}/{row}" for row in rows], tensors, captions)
 
-    def _captions(self, chosen: Sequence[tuple[int, int] | None]) -> dict[str, Tensor]:
+    def keys(self, positions: Sequence[int]) -> list[SampleKey]:
+        """Return what decides the samples at these positions: the cache's identity, scene and position."""
+        shape = tuple(self.cache.posteriors.shape[2:])
+        spec = self.spec
+        made = f"{self.version} {spec.seed} {spec.empty_caption_rate} {spec.empty_condition}"
+        return [SampleKey(f"{made} scene {self.order.index(position)} at {position}", shape) for position in positions]
+
+    def _condition(self, chosen: Sequence[tuple[int, int] | None], captions: Sequence[str]) -> dict[str, Tensor]:
         """Return the condition of (scene, caption number) pairs; None is the empty caption."""
         if self.prompts is not None:
             width = self.spec.captions_per_scene
             rows = [None if pair is None else pair[0] * width + pair[1] for pair in chosen]
             embeds, pooled = self.prompts.take(rows)
             return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-        captions = ["" if pair is None else self.cache.captions[pair[0]][pair[1]] for pair in chosen]
         input_ids, input_ids_2 = self.tokenize(captions)
         return {"input_ids": input_ids, "input_ids_2": input_ids_2}
 

@@ -41,6 +41,37 @@ def training_target(
             assert_never(prediction_type)
 
 
+def convert(
+    prediction: Tensor,
+    given: PredictionType,
+    wanted: PredictionType,
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Return a prediction in another parameterisation.
+
+    Between epsilon and v nothing is divided by a small number where it need not be: v = (epsilon - sigma x_t) / signal,
+    epsilon = signal v + sigma x_t. Where the SNR is 0, an epsilon prediction implies neither v nor x0.
+
+    Source: Salimans and Ho 2022, appendix D (arXiv 2202.00512).
+    """
+    if given == wanted:
+        return prediction
+    signal, sigma = schedule.coefficients(timesteps, like=x_t)
+    match wanted:
+        case "epsilon":
+            return to_epsilon(given, schedule, prediction, x_t, timesteps)
+        case "sample":
+            return to_x0(given, schedule, prediction, x_t, timesteps)
+        case "v_prediction":
+            if given == "epsilon":
+                return (prediction - sigma * x_t) / signal
+            return (signal * x_t - prediction) / sigma
+        case _:
+            assert_never(wanted)
+
+
 def to_x0(
     prediction_type: PredictionType, schedule: NoiseSchedule, prediction: Tensor, x_t: Tensor, timesteps: Tensor
 ) -> Tensor:

@@ -35,12 +35,20 @@ class PositionRng:
         seed: Seed of the run.
         positions: Global sample positions, one per sample of the batch, each >= 0.
         device: Where the drawn tensors are put.
+        run_position: Where in the run the batch's first sample stands; `positions[0]` unless a run repeats samples.
     """
 
-    def __init__(self, seed: int, positions: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int,
+        positions: Sequence[int],
+        device: torch.device | str = "cpu",
+        run_position: int | None = None,
+    ) -> None:
         self.seed = seed
         self.positions = tuple(int(position) for position in positions)
         self.device = torch.device(device)
+        self.run_position = self.positions[0] if run_position is None else run_position
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -61,6 +69,10 @@ class PositionRng:
         """Uniform integers in [low, high), int64 `[B]`."""
         rows = [torch.randint(low, high, (), generator=generator) for generator in self._generators(purpose)]
         return self._placed(torch.stack(rows))
+
+    def fractions(self, purpose: str) -> list[float]:
+        """Uniform numbers in [0, 1) for decisions that Python makes, one a sample; no device is waited for."""
+        return [derive_seed(self.seed, position, purpose) / 2**63 for position in self.positions]
 
     def _generators(self, purpose: str) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(derive_seed(self.seed, p, purpose)) for p in self.positions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 from vega_diffusion.errors import VegaError
@@ -45,15 +46,7 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
     Raises:
         VegaError: They answered different prompts, or another checker judged them.
     """
-    for name in ("suite", "split", "suite_sha256", "checker_sha256", "limit"):
-        first, second = getattr(a.identity, name), getattr(b.identity, name)
-        if first != second:
-            raise VegaError(
-                f"compare: {name} differs ({first} and {second}); allowed: results of the same prompts by the same "
-                "checker; evaluate one of them again"
-            )
-    if a.prompts.keys() != b.prompts.keys():
-        raise VegaError("compare: the prompts differ; allowed: results of the same prompts; evaluate one of them again")
+    _check_same_prompts(a, b)
     pairs: dict[SuiteKind, list[tuple[float, float]]] = {}
     for name, first in a.prompts.items():
         pairs.setdefault(first.kind, []).append((first.rate, b.prompts[name].rate))
@@ -81,6 +74,39 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
         },
         num_prompts=len(a.prompts),
     )
+
+
+def compare_seeds(pairs: Sequence[tuple[EvaluationResult, EvaluationResult]]) -> Difference:
+    """Compare two ways of making a model, each with several seeds: (A, B) of every seed.
+
+    A prompt's difference is its mean over the seeds; the interval draws prompts, so it does not grow narrower by
+    counting a prompt once a seed.
+
+    Raises:
+        VegaError: Some answered different prompts, or another checker judged them.
+    """
+    by_kind: dict[SuiteKind, dict[str, list[tuple[float, float]]]] = {}
+    for a, b in pairs:
+        _check_same_prompts(a, b)
+        _check_same_prompts(pairs[0][0], a)
+        for name, first in a.prompts.items():
+            by_kind.setdefault(first.kind, {}).setdefault(name, []).append((first.rate, b.prompts[name].rate))
+    six = {kind: [_means(found) for found in by_kind[kind].values()] for kind in OVERALL_KINDS if kind in by_kind}
+    overall = [_means(found) for found in six.values()]
+    differences = {kind: [second - first for first, second in found] for kind, found in six.items()}
+    return _difference(*_means(overall), intervals(differences)[""])
+
+
+def _check_same_prompts(a: EvaluationResult, b: EvaluationResult) -> None:
+    for name in ("suite", "split", "suite_sha256", "checker_sha256", "limit"):
+        first, second = getattr(a.identity, name), getattr(b.identity, name)
+        if first != second:
+            raise VegaError(
+                f"compare: {name} differs ({first} and {second}); allowed: results of the same prompts by the same "
+                "checker; evaluate one of them again"
+            )
+    if a.prompts.keys() != b.prompts.keys():
+        raise VegaError("compare: the prompts differ; allowed: results of the same prompts; evaluate one of them again")
 
 
 def _means(pairs: list[tuple[float, float]]) -> tuple[float, float]:

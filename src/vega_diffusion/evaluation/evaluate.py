@@ -102,6 +102,12 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
     return Evaluated(result, job.folder, sheets, here if added else None, in_repository)
 
 
+def _called(model: str) -> str:
+    """Return what results call a model: a folder by its own name, since where it lies is nobody's affair."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
 def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Identity]:
     """Check everything that can be checked before the first picture is drawn."""
     from vega_diffusion.inference.engine import Engine
@@ -121,7 +127,7 @@ def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Ident
         split=suite.split,
         suite_sha256=suite.sha256,
         limit=suite.limit,
-        model=request.model,
+        model=_called(request.model),
         model_digest=components.digest,
         checker_sha256=checker_sha256,
         settings={

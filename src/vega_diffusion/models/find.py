@@ -75,10 +75,15 @@ def find_folder(model: str | Path, configs_only: bool = False) -> Path:
         raise MissingFile(
             f"{name}: an architecture whose weights are not shipped here; use --model {HUB_IDS[name]} (from the Hub)"
         )
-    if _HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return fetch_from_hub(name, configs_only)
     names = ", ".join((*EMBEDDED, *TEACHERS))
     raise InvalidValue("model", name, f"{names}, a model folder, or a Hub id owner/name", "check the spelling")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a Hub id, `owner/name`; a folder of that name may exist as well."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def package_root() -> Path:

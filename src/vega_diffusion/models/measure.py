@@ -115,15 +115,28 @@ def unet_macs(spec: UNetSpec, width_px: int, height_px: int, downscale: int = 8,
 def _unet_macs(spec_json: str, height: int, width: int, tokens: int) -> int:
     spec = UNetSpec.from_json(spec_json)
     with torch.device("meta"):
-        unet = build_unet(spec)
-        latents = torch.empty(1, spec.in_channels, height, width)
-        text = torch.empty(1, tokens, spec.cross_attention_dim)
-        added = None
-        if spec.addition_embed_type == "text_time":
-            pooled_size = (spec.projection_class_embeddings_input_dim or 0) - 6 * (spec.addition_time_embed_dim or 0)
-            added = {"text_embeds": torch.empty(1, pooled_size), "time_ids": torch.empty(1, 6)}
-        timestep = torch.empty(1)
-        return count_macs(unet, latents, timestep, encoder_hidden_states=text, added_cond_kwargs=added)
+        return count_macs(build_unet(spec), **example_inputs(spec, height, width, tokens))
+
+
+def example_inputs(spec: UNetSpec, height: int, width: int, tokens: int = 77) -> dict[str, Any]:
+    """Return arguments of a U-Net's forward for one picture, without values, on the current device.
+
+    Args:
+        spec: The architecture.
+        height: Of the latents.
+        width: Of the latents.
+        tokens: Length of the text condition.
+    """
+    added = None
+    if spec.addition_embed_type == "text_time":
+        pooled_size = (spec.projection_class_embeddings_input_dim or 0) - 6 * (spec.addition_time_embed_dim or 0)
+        added = {"text_embeds": torch.zeros(1, pooled_size), "time_ids": torch.zeros(1, 6)}
+    return {
+        "sample": torch.zeros(1, spec.in_channels, height, width),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, tokens, spec.cross_attention_dim),
+        "added_cond_kwargs": added,
+    }
 
 
 def unet_parts(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:

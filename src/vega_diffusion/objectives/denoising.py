@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,47 @@ from vega_diffusion.diffusion.weighting import min_snr_weight
 from vega_diffusion.objectives.conditioning import encode_tokens, silence
 from vega_diffusion.objectives.protocol import Loss
 from vega_diffusion.specs.objective import DenoisingSpec
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a denoiser is asked, and the answer that the data give.
+
+    Args:
+        x_t: Noised latents `[B, C, H, W]`.
+        timesteps: Int64 `[B]`.
+        prompt_embeds: `[B, L, D]`.
+        added: `text_embeds [B, P]` and `time_ids [B, 6]`.
+        target: What to predict, `[B, C, H, W]`, fp32.
+    """
+
+    x_t: Tensor
+    timesteps: Tensor
+    prompt_embeds: Tensor
+    added: dict[str, Tensor]
+    target: Tensor
+
+    def ask(self, unet: nn.Module) -> Tensor:
+        """Return a U-Net's answer, `[B, C, H, W]`, fp32."""
+        added = self.added
+        return unet(
+            self.x_t, self.timesteps, encoder_hidden_states=self.prompt_embeds, added_cond_kwargs=added
+        ).sample.float()
+
+    def rows(self, rows: Tensor) -> Question:
+        """Return the question for some samples, int64 `[N]`."""
+        added = {name: value[rows] for name, value in self.added.items()}
+        return Question(self.x_t[rows], self.timesteps[rows], self.prompt_embeds[rows], added, self.target[rows])
+
+    def to(self, dtype: torch.dtype) -> Question:
+        """Return the question with its floating tensors, the target aside, in another dtype."""
+        added = {name: value.to(dtype) for name, value in self.added.items()}
+        return Question(self.x_t.to(dtype), self.timesteps, self.prompt_embeds.to(dtype), added, self.target)
+
+
+def squared_error(answer: Tensor, target: Tensor) -> Tensor:
+    """Return each sample's mean squared error, `[B]`, reduced in fp32."""
+    return (answer.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 class Denoising:
@@ -49,17 +92,18 @@ class Denoising:
 
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
         """Return the weighted loss; the part `mse` is the unweighted error."""
+        question = self.question(student, batch, rng)
+        mse = squared_error(question.ask(student.get_submodule("unet")), question.target)
+        return Loss.from_samples(mse * self.weights(question.timesteps), {"mse": mse})
+
+    def question(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Question:
+        """Draw timesteps and noise for a batch and encode its condition."""
         x0 = batch.tensors["latents"]
         timesteps = rng.integers(0, self.schedule.num_timesteps, "timestep")
         noise = rng.normal(x0.shape[1:], "noise")
         x_t = self.schedule.add_noise(x0, noise, timesteps)
-        prompt_embeds, added = self.condition(student, batch)
-        predicted = student.get_submodule("unet")(
-            x_t, timesteps, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added
-        ).sample
         target = training_target(self.prediction_type, self.schedule, x0, noise, timesteps)
-        mse = (predicted.float() - target).square().flatten(1).mean(dim=1)
-        return Loss.from_samples(mse * self.weights(timesteps), {"mse": mse})
+        return Question(x_t, timesteps, *self.condition(student, batch), target)
 
     def weights(self, timesteps: Tensor) -> Tensor:
         """Return each sample's loss weight, `[B]`."""

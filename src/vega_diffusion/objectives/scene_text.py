@@ -21,6 +21,8 @@ from vega_diffusion.specs.objective import SceneTextSpec
 
 TARGET = "target."
 """Prefix of the batch's target tensors: int64 `[B]`, a class number, or `IGNORE` where the caption leaves it open."""
+MENTION = "mention."
+"""Prefix of what is said of each named object: int64 `[B, M]`, likewise; `mention_at` tells the token to read."""
 
 
 class SceneHeads(nn.Module):
@@ -30,9 +32,13 @@ class SceneHeads(nn.Module):
         targets: Target name -> number of classes.
         token_size: Width of the joined token states.
         pooled_size: Width of the pooled embedding.
+        mentions: Slot of one named object -> number of classes. Without these heads a noun's own state need not tell
+            the noun's colour, and a U-Net that looks up the noun paints it in the other one's (`docs/log.md`).
     """
 
-    def __init__(self, targets: Mapping[str, int], token_size: int, pooled_size: int) -> None:
+    def __init__(
+        self, targets: Mapping[str, int], token_size: int, pooled_size: int, mentions: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self.names = tuple(targets)
         self.queries = nn.Parameter(torch.randn(len(targets), token_size) * token_size**-0.5)
@@ -41,6 +47,17 @@ class SceneHeads(nn.Module):
         self.pooled_norm = nn.LayerNorm(pooled_size)
         self.from_tokens = nn.ModuleDict({name: nn.Linear(token_size, size) for name, size in targets.items()})
         self.from_pooled = nn.ModuleDict({name: nn.Linear(pooled_size, size) for name, size in targets.items()})
+        self.from_mention = nn.ModuleDict({name: nn.Linear(token_size, size) for name, size in mentions.items()})
+
+    def read_mentions(self, tokens: Tensor, at: Tensor) -> dict[str, Tensor]:
+        """Return class logits `[B, M, C]` by slot, each read from one token's state.
+
+        Args:
+            tokens: `[B, L, D]`.
+            at: Int64 `[B, M]`, which tokens.
+        """
+        states = self.norm(tokens[torch.arange(len(tokens), device=tokens.device)[:, None], at])
+        return {name: layer(states) for name, layer in self.from_mention.items()}
 
     def forward(self, tokens: Tensor, pooled: Tensor, readable: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return class logits from tokens and from the pooled embedding, by target name.
@@ -83,12 +100,25 @@ class SceneText:
         names = ("text_encoder", "text_encoder_2")
         first, second = (getattr(student, name, None) or self.frozen[name] for name in names)
         tokens, pooled = encode_tokens(first, second, ids, ids_2)
-        token_logits, pooled_logits = student.get_submodule("heads")(tokens, pooled, before_padding(ids))
+        heads = student.get_submodule("heads")
+        assert isinstance(heads, SceneHeads)
+        token_logits, pooled_logits = heads(tokens, pooled, before_padding(ids))
         targets = {name: batch.tensors[TARGET + name] for name in token_logits}
         token_loss, accuracy = _score(token_logits, targets)
         pooled_loss, pooled_accuracy = _score(pooled_logits, targets)
-        parts = {"tokens": token_loss, "pooled": pooled_loss, "accuracy": accuracy, "pooled_accuracy": pooled_accuracy}
-        return Loss.from_samples(token_loss + self.spec.pooled_weight * pooled_loss, parts)
+        mention_logits = heads.read_mentions(tokens, batch.tensors["mention_at"])
+        mentions = {name: batch.tensors[MENTION + name] for name in mention_logits}
+        mention_loss, mention_accuracy = _score(mention_logits, mentions)
+        parts = {
+            "tokens": token_loss,
+            "pooled": pooled_loss,
+            "mentions": mention_loss,
+            "accuracy": accuracy,
+            "pooled_accuracy": pooled_accuracy,
+            "mention_accuracy": mention_accuracy,
+        }
+        weighted = self.spec.pooled_weight * pooled_loss + self.spec.mention_weight * mention_loss
+        return Loss.from_samples(token_loss + weighted, parts)
 
 
 def before_padding(input_ids: Tensor) -> Tensor:
@@ -98,12 +128,17 @@ def before_padding(input_ids: Tensor) -> Tensor:
 
 
 def _score(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean cross-entropy over the targets, `[B]`, and the share of right answers among the known ones."""
+    """Return mean cross-entropy over the targets, `[B]`, and the share of right answers among the known ones.
+
+    Logits are `[B, C]` for targets `[B]`, or `[B, M, C]` for targets `[B, M]`.
+    """
     losses, right, known = [], [], []
     for name, values in logits.items():
         target = targets[name]
-        losses.append(functional.cross_entropy(values.float(), target, ignore_index=IGNORE, reduction="none"))
+        classes = values.float().movedim(-1, 1)
+        found = functional.cross_entropy(classes, target, ignore_index=IGNORE, reduction="none")
+        losses.append(found.flatten(1).mean(dim=1) if found.ndim > 1 else found)
         known.append(target != IGNORE)
-        right.append((values.argmax(dim=1) == target) & known[-1])
+        right.append((values.argmax(dim=-1) == target) & known[-1])
     share = torch.stack(right).sum() / torch.stack(known).sum().clamp(min=1)
     return torch.stack(losses).mean(dim=0), share

@@ -134,7 +134,7 @@ class UNetSpec(Spec):
         """Transformer blocks of the mid block; 0 when it has no attention or is absent."""
         if self.mid_block_type != "UNetMidBlock2DCrossAttn":
             return 0
-        return sum(_spread(_per_level(self.transformer_layers_per_block, self.num_levels)[-1], 1))
+        return _spread(_per_level(self.transformer_layers_per_block, self.num_levels)[-1], 1)[0]
 
     @property
     def up_depths(self) -> tuple[tuple[int, ...], ...]:

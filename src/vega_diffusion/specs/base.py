@@ -55,6 +55,21 @@ class Spec(BaseModel):
         """
         return cls.from_dict(read_toml(path))
 
+    @classmethod
+    def from_json_file(cls, path: Path) -> Self:
+        """Build the spec from a JSON file.
+
+        Raises:
+            MissingFile: The file cannot be read.
+            InvalidValue: A key is unknown or a value is not allowed.
+            VegaError: The text is not JSON.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MissingFile(f"{path}: cannot be read ({error}); give the path of a JSON file") from error
+        return cls.from_json(text)
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file into plain data; a missing file or a syntax error is one line.

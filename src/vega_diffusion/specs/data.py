@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.curation import CurationSpec
 from vega_diffusion.specs.optimizer import Fraction, StrictSpec
 
 
@@ -91,6 +93,54 @@ class SceneChecksSpec(StrictSpec):
     icons: str | None = None
 
 
+class ImageLatentsSpec(StrictSpec):
+    """Captioned latents of pictures, encoded once by the frozen autoencoder and kept on disk.
+
+    The pictures are in exactly one of three places. `folder`: files with captions in `metadata.jsonl`, `metadata.csv`
+    or text files beside them. `shards`: a folder of `.tar` files as WebDataset and img2dataset write them. `dataset`: a
+    data set of the Hub or a folder that the library `datasets` reads, of which `split` and `image_column` are taken.
+    `filters` leaves pictures out.
+
+    Every picture goes to the bucket of the nearest aspect ratio, is scaled to cover it and cut from the middle; sizes
+    of buckets are multiples of `bucket_step_px` with at most `resolution_px`^2 pixels and sides at most `max_aspect`
+    apart. The picture's own size and the cut are the size and crop condition. Empty captions are as for scenes.
+    """
+
+    kind: Literal["image_latents"] = "image_latents"
+    folder: str | None = None
+    shards: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str = "text"
+    filters: CurationSpec = CurationSpec()
+    seed: NonNegativeInt = 0
+    resolution_px: PositiveInt = 1024
+    bucket_step_px: PositiveInt = 64
+    max_aspect: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    empty_caption_rate: Fraction = 0.1
+    empty_condition: Literal["zeros", "encoded"] = "zeros"
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        places = {"folder": self.folder, "shards": self.shards, "dataset": self.dataset}
+        given = {name: place for name, place in places.items() if place is not None}
+        if len(given) != 1:
+            raise InvalidValue("data", given, "exactly one of folder, shards, dataset", "say where the pictures are")
+        for name in ("split", "image_column"):
+            if name in self.model_fields_set and self.dataset is None:
+                raise InvalidValue(f"data.{name}", getattr(self, name), "nothing without data.dataset", "remove it")
+        if self.resolution_px % self.bucket_step_px:
+            raise InvalidValue(
+                "data.bucket_step_px",
+                self.bucket_step_px,
+                f"a divisor of resolution_px {self.resolution_px}",
+                "change it",
+            )
+        return self
+
+
 DataSpec = Annotated[
-    SceneImagesSpec | SceneCaptionsSpec | SceneLatentsSpec | SceneChecksSpec, Field(discriminator="kind")
+    SceneImagesSpec | SceneCaptionsSpec | SceneLatentsSpec | SceneChecksSpec | ImageLatentsSpec,
+    Field(discriminator="kind"),
 ]

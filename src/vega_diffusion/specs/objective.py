@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
+from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.optimizer import StrictSpec
 
 
@@ -43,11 +44,13 @@ class SceneTextSpec(StrictSpec):
     """Predict the exact scene from its caption, so that the text encoders know what the captions mean.
 
     Small heads on the penultimate and pooled states do it and are thrown away afterwards. `pooled_weight` scales the
-    loss of the pooled state's heads against that of the token states' heads.
+    loss of the pooled state's heads against that of the token states' heads, `mention_weight` that of the heads that
+    read what the words say of one object from the last token of its name alone.
     """
 
     kind: Literal["scene_text"] = "scene_text"
     pooled_weight: NonNegativeFloat = 1.0
+    mention_weight: NonNegativeFloat = 1.0
 
 
 class SceneCheckingSpec(StrictSpec):
@@ -66,5 +69,5 @@ class SceneCheckingSpec(StrictSpec):
 
 
 ObjectiveSpec = Annotated[
-    DenoisingSpec | AutoencodingSpec | SceneTextSpec | SceneCheckingSpec, Field(discriminator="kind")
+    DenoisingSpec | DistillationSpec | AutoencodingSpec | SceneTextSpec | SceneCheckingSpec, Field(discriminator="kind")
 ]

@@ -24,7 +24,8 @@ class AdamWSpec(StrictSpec):
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
     `lr` is the peak rate; the schedule multiplies it. `lr_factors` multiplies it for single components, as in
-    `{text_encoder = 0.1}`.
+    `{text_encoder = 0.1}`, or for modules in them, with `*` and `[0-9]` as in file names: `{"unet.mid_block" = 3.0,
+    "unet.*.transformer_blocks.[2-9]" = 3.0}`. Where several names meet a parameter, the last one counts.
     """
 
     kind: Literal["adamw"] = "adamw"

@@ -155,18 +155,18 @@ _MINI_UNET = UNetSpec(
 
 MINI_SDXL = _mini("mini-sdxl", _MINI_UNET)
 
-VEGA_MINI = _mini(
-    "vega-mini",
-    _MINI_UNET.model_copy(
-        update={
-            "mid_block_type": VEGA.unet.mid_block_type,
-            "transformer_layers_per_block": VEGA.unet.transformer_layers_per_block,
-        }
-    ),
-)
+
+def _mini_of(name: str, full: ModelSpec) -> ModelSpec:
+    """Return the mini family's model with the blocks of a full-size one."""
+    fields = ("mid_block_type", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    return _mini(name, _MINI_UNET.model_copy(update={field: getattr(full.unet, field) for field in fields}))
+
+
+VEGA_MINI = _mini_of("vega-mini", VEGA)
+SSD_MINI = _mini_of("ssd-mini", SSD_1B)
 
 PRESETS: dict[str, ModelSpec] = {
-    spec.name: spec for spec in (SDXL, SSD_1B, VEGA, KOALA_1B, KOALA_700M, SD_1_5, MINI_SDXL, VEGA_MINI)
+    spec.name: spec for spec in (SDXL, SSD_1B, VEGA, KOALA_1B, KOALA_700M, SD_1_5, MINI_SDXL, SSD_MINI, VEGA_MINI)
 }
 
 

@@ -18,6 +18,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.specs.base import read_toml
 from vega_diffusion.specs.data import DataSpec
+from vega_diffusion.specs.distillation import DistillationSpec
+from vega_diffusion.specs.lora import LoraSpec
 from vega_diffusion.specs.objective import ObjectiveSpec
 from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, StrictSpec
 
@@ -26,19 +28,48 @@ Component = Literal["unet", "vae", "text_encoder", "text_encoder_2", "checker"]
 # What each objective can train, and the kind of data it eats.
 TRAINABLE: dict[str, frozenset[str]] = {
     "denoising": frozenset({"unet", "text_encoder", "text_encoder_2"}),
+    "distillation": frozenset({"unet"}),
     "autoencoding": frozenset({"vae"}),
     "scene_text": frozenset({"text_encoder", "text_encoder_2"}),
     "scene_checking": frozenset({"checker"}),
 }
-DATA_KIND: dict[str, str] = {
-    "denoising": "scene_latents",
-    "autoencoding": "scene_images",
-    "scene_text": "scene_captions",
-    "scene_checking": "scene_checks",
+DATA_KINDS: dict[str, tuple[str, ...]] = {
+    "denoising": ("scene_latents", "image_latents"),
+    "distillation": ("scene_latents", "image_latents"),
+    "autoencoding": ("scene_images",),
+    "scene_text": ("scene_captions",),
+    "scene_checking": ("scene_checks",),
 }
 
+# The modules that make latents.
+ENCODER = ("vae.encoder", "vae.quant_conv")
+
 # Keys that a resumed run may change: they move no weight of the steps already done.
-MAY_CHANGE = frozenset({"steps", "save_every", "keep", "log_every", "sample_every", "micro_batch_size"})
+MAY_CHANGE = frozenset(
+    {
+        "steps",
+        "save_every",
+        "keep",
+        "log_every",
+        "sample_every",
+        "micro_batch_size",
+        "activation_checkpointing",
+        "sharding",
+    }
+)
+
+
+class SurgerySpec(StrictSpec):
+    """Where a U-Net's first weights are carved from (`models/surgery.py`).
+
+    Args:
+        teacher: Where the teacher's weights and config are: a model folder, a known model, or `run:NAME`.
+        map: A known layer map, a rule (`first`, `even`, `random:SEED`) or a file (`specs/known_maps.py`). `first` also
+            grows a network deeper than the teacher: what it has beyond it starts by adding nothing.
+    """
+
+    teacher: str
+    map: str
 
 
 class TrainedModelSpec(StrictSpec):
@@ -51,8 +82,8 @@ class TrainedModelSpec(StrictSpec):
         freeze_after: Component -> number of optimizer steps after which it stays as it is.
         weights: Component -> where its weights come from: a file or folder, a known model, or `run:NAME` for the
             averaged weights of another run. For a trained component these are its first weights.
-        grow_from: The same for a smaller network of which the trained one has all layers (`models.grow`): what it has
-            beyond them starts by adding nothing.
+        surgery: Makes the U-Net's first weights out of a teacher's by a layer map.
+        lora: The trained components learn by low-rank adapters alone; what is published are the adapters.
     """
 
     base: str
@@ -60,15 +91,45 @@ class TrainedModelSpec(StrictSpec):
     freeze: tuple[str, ...] = ()
     freeze_after: dict[Component, PositiveInt] = {}
     weights: dict[Component, str] = {}
-    grow_from: dict[Literal["unet"], str] = {}
+    surgery: SurgerySpec | None = None
+    lora: LoraSpec | None = None
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether an autoencoder learns to decode the latents it has: denoisers trained on them stay valid."""
+        return set(ENCODER) <= set(self.freeze)
+
+
+class StageSpec(StrictSpec):
+    """A student on the way to the last one, carved and trained before it (`specs/stages.py`).
+
+    Args:
+        name: What its run is called, after the recipe's own run name and a dot.
+        base: Its architecture.
+        map: The layer map from the stage before, or from `model.surgery.teacher` for the first one; `same` where the
+            student is that of the stage before.
+        steps: Its optimizer steps.
+        changes: What else differs from the recipe, as `path=value` like `--set`: `data.resolution_px=512`.
+    """
+
+    name: str
+    base: str
+    map: str
+    steps: PositiveInt
+    changes: tuple[str, ...] = ()
 
 
 class TrainRecipe(StrictSpec):
-    """One run. Steps are optimizer steps; `batch_size` counts the samples of one step over all processes.
+    """One run, or with `stages` a chain of runs of which this one is the last.
+
+    Steps are optimizer steps; `batch_size` counts the samples of one step over all processes.
 
     `micro_batch_size` is what one process takes through the network at once; the rest is accumulated and gives the
-    same step. `compile` names modules of the trained components to compile, such as `vae.encoder`. `max_grad_norm`
-    clips the gradient's length. In a TOML file, "none" stands for None: `max_grad_norm = "none"` does not clip.
+    same step. With `activation_checkpointing` the U-Net's blocks keep their inputs alone and compute the rest again on
+    the way back: a third more work for a fraction of the memory. With `sharding` full every process keeps a part of
+    weights, gradients, moments and averages; otherwise all of them. `compile` names modules of the trained components
+    to compile, such as `vae.encoder`. `max_grad_norm` clips the gradient's length. In a TOML file, "none" stands for
+    no value: `max_grad_norm = "none"` does not clip.
     """
 
     model: TrainedModelSpec
@@ -84,10 +145,13 @@ class TrainRecipe(StrictSpec):
     max_grad_norm: PositiveFloat | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: tuple[str, ...] = ()
+    activation_checkpointing: bool = False
+    sharding: Literal["none", "full"] = "none"
     save_every: PositiveInt = 500
     keep: PositiveInt = 2
     log_every: PositiveInt = 20
     sample_every: PositiveInt | None = None
+    stages: tuple[StageSpec, ...] = ()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -96,19 +160,48 @@ class TrainRecipe(StrictSpec):
                 "micro_batch_size", self.micro_batch_size, f"a divisor of batch_size {self.batch_size}", "change one"
             )
         kind = self.objective.kind
-        if self.data.kind != DATA_KIND[kind]:
-            raise InvalidValue("data.kind", self.data.kind, f"{DATA_KIND[kind]} for objective {kind}", "change one")
+        if self.data.kind not in DATA_KINDS[kind]:
+            choice = " or ".join(DATA_KINDS[kind])
+            raise InvalidValue("data.kind", self.data.kind, f"{choice} for objective {kind}", "change one")
         allowed = ", ".join(sorted(TRAINABLE[kind]))
         if not self.model.train or not set(self.model.train) <= TRAINABLE[kind]:
             raise InvalidValue("model.train", list(self.model.train), f"some of: {allowed}", "change the list")
         if kind == "denoising" and "unet" not in self.model.train:
             raise InvalidValue("model.train", list(self.model.train), "a list with unet", "add it")
-        twice = sorted(self.model.grow_from.keys() & self.model.weights.keys())
-        if twice:
-            raise InvalidValue("model.grow_from", twice, "components that model.weights does not name", "remove one")
+        if self.model.surgery is not None and "unet" in self.model.weights:
+            raise InvalidValue(
+                "model.weights.unet",
+                self.model.weights["unet"],
+                "nothing beside model.surgery",
+                "remove one of the two",
+            )
+        if self.model.lora is not None and kind not in ("denoising", "distillation"):
+            raise InvalidValue("model.lora", "adapters", f"nothing for {kind}", "remove it")
+        if self.model.lora is not None and self.model.surgery is not None:
+            raise InvalidValue(
+                "model.surgery",
+                "a map",
+                "nothing with model.lora: adapters are of no use without what they sit on",
+                "carve a folder with vega map carve and name it as model.base",
+            )
         if kind in ("scene_text", "scene_checking") and self.sample_every is not None:
             raise InvalidValue("sample_every", self.sample_every, f"nothing for {kind} (no pictures)", "remove it")
         self._check_module_names()
+        if self.activation_checkpointing and "unet" not in self.model.train:
+            raise InvalidValue("activation_checkpointing", True, "false where no U-Net is trained", "remove it")
+        if isinstance(self.objective, DistillationSpec):
+            fixed = self.objective.fixed_samples
+            if fixed is not None and self.data.kind == "image_latents" and fixed % self.micro_batch_size:
+                whole = f"a multiple of micro_batch_size {self.micro_batch_size}, which holds pictures of one size"
+                raise InvalidValue("objective.fixed_samples", fixed, whole, "change it")
+            self.objective.check_steps(self.steps + sum(stage.steps for stage in self.stages))
+        if self.stages and self.model.surgery is None:
+            raise InvalidValue(
+                "model.surgery", None, "the first teacher and the last map, where there are stages", "add it"
+            )
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise InvalidValue("stages", names, "names that differ", "rename one")
         if self.lr_schedule.warmup_steps >= self.steps:
             raise InvalidValue(
                 "lr_schedule.warmup_steps", self.lr_schedule.warmup_steps, f"fewer than steps {self.steps}", "lower it"
@@ -140,7 +233,7 @@ class TrainRecipe(StrictSpec):
         data = read_toml(path)
         for change in changes:
             apply_change(data, change)
-        return cls.from_dict(_without_none(data))
+        return cls.from_dict(without_none(data))
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights after a given step: every field but those of `MAY_CHANGE`, flattened."""
@@ -151,9 +244,13 @@ class TrainRecipe(StrictSpec):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def changed_keys(self, other: dict[str, Any]) -> list[str]:
-        """Return the keys whose values differ from another recipe's `identity()`."""
+        """Return the keys whose values differ from another recipe's `identity()`.
+
+        A key that one of them does not have is like one that says nothing: recipes saved before there was a setting
+        still stand.
+        """
         mine = self.identity()
-        return sorted(key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key))
+        return sorted(key for key in mine.keys() | other.keys() if (mine.get(key) or None) != (other.get(key) or None))
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -170,26 +267,35 @@ def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def apply_change(data: dict[str, Any], change: str) -> None:
     """Apply one `dotted.path=value` to plain recipe data; the value is TOML, or text where it is not.
 
+    Entries of a list are counted from 0: `objective.teachers.0.map=even`.
+
     Raises:
         InvalidValue: There is no `=`.
-        VegaError: The path goes through a value that is not a table.
+        VegaError: The path goes through a value that is not a table, or names an entry that a list does not have.
     """
     path, equals, text = change.partition("=")
     if not equals or not path.strip():
         raise InvalidValue("--set", change, "path=value, as in optimizer.lr=1e-4", "add the =")
     *tables, last = path.strip().split(".")
-    table = data
+    table: Any = data
     for name in tables:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
+        if isinstance(table, list):
+            if not name.isdigit() or int(name) >= len(table):
+                raise VegaError(f"--set {path.strip()}: {name} is no entry of a list of {len(table)}; count from 0")
+            table = table[int(name)]
+        else:
+            table = table.setdefault(name, {})
+        if not isinstance(table, dict | list):
             raise VegaError(f"--set {path.strip()}: {name} is a value, not a table; give the path of a key")
+    if isinstance(table, list):
+        raise VegaError(f"--set {path.strip()}: {last} is an entry of a list; give the path of a key in it")
     table[last] = _toml_value(text.strip())
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
     """Turn the text "none" into no value, which TOML cannot write: `ema = "none"`, `max_grad_norm = "none"`."""
     if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items()}
+        return {key: without_none(entry) for key, entry in value.items()}
     return None if value == "none" else value
 
 

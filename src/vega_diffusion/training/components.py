@@ -20,12 +20,16 @@ from vega_diffusion.errors import MissingFile, UnreadableModel
 from vega_diffusion.models.build import build_component
 from vega_diffusion.models.checker import SceneChecker, write_checker
 from vega_diffusion.models.checkpoint import read_tensors
-from vega_diffusion.models.detect import load_spec
+from vega_diffusion.models.detect import autoencoder_spec, load_spec, unet_spec
 from vega_diffusion.models.export import write_weights
-from vega_diffusion.models.find import EMBEDDED, TEACHERS, resolve_model
-from vega_diffusion.models.layout import Precision, WeightName, from_published_key, weight_filename
+from vega_diffusion.models.find import EMBEDDED, TEACHERS, is_hub_id, resolve_model
+from vega_diffusion.models.layout import Precision, WeightName, from_published_key, read_json, weight_filename
+from vega_diffusion.models.lora import save_lora
+from vega_diffusion.models.surgery import carve
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.known_maps import find_map
 from vega_diffusion.specs.presets import PRESETS, preset
+from vega_diffusion.specs.recipe import SurgerySpec
 from vega_diffusion.training.run_directory import run_weights
 from vega_diffusion.training.state import write_folder
 from vega_diffusion.training.student import Student
@@ -81,18 +85,18 @@ def locate(reference: str, component: str) -> Path:
     """Return the weights file that a reference names for a component.
 
     Args:
-        reference: A safetensors file, a component's folder, a model folder, a known model's name, or `run:NAME`.
+        reference: A safetensors file, a component's folder, a model folder, a known model's name, a Hub id or
+            `run:NAME`.
         component: Name of the component.
 
     Raises:
         MissingFile: There is none.
     """
+    path = Path(reference).expanduser()
     if reference.startswith("run:"):
         path = run_weights(reference.removeprefix("run:"), component)
-    elif reference in (*EMBEDDED, *TEACHERS):
+    elif reference in (*EMBEDDED, *TEACHERS) or (is_hub_id(reference) and not path.exists()):
         path = resolve_model(reference)
-    else:
-        path = Path(reference).expanduser()
     if path.is_file():
         return path
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
@@ -103,12 +107,12 @@ def locate(reference: str, component: str) -> Path:
     raise MissingFile(f"{reference}: no {component} weights there; give a safetensors file or a model folder")
 
 
-def read_component(component: str, path: Path) -> dict[str, Tensor]:
-    """Return a component's state dict from a file, fp32; a file of several components names them (`unet.conv_in`)."""
+def read_component(component: str, path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return a component's state dict from a file, cast; a file of several components names them (`unet.conv_in`)."""
     read = dict(read_tensors(path))
     prefix = component + "."
     own = {key.removeprefix(prefix): value for key, value in read.items() if key.startswith(prefix)}
-    named = {from_published_key(component, key): value.float() for key, value in (own or read).items()}
+    named = {from_published_key(component, key): value.to(dtype) for key, value in (own or read).items()}
     return {key: value for key, value in named.items() if key is not None}
 
 
@@ -138,6 +142,34 @@ def load_weights(module: nn.Module, component: str, path: Path) -> int:
     return len(weights)
 
 
+def carved_unet(surgery: SurgerySpec, spec: ModelSpec, seed: int, inputs: dict[str, str]) -> nn.Module:
+    """Return a U-Net whose first weights are carved out of a teacher's; hashes of what decides them go into `inputs`.
+
+    Raises:
+        MissingFile: The teacher's weights, their config or the map are not there.
+        InvalidValue: The map does not fit teacher and student.
+        UnreadableModel: The weights do not fit their config.
+    """
+    path = locate(surgery.teacher, "unet")
+    config = path.parent / "config.json"
+    teacher = unet_spec(read_json(config), str(config))
+    layers = find_map(surgery.map, spec.unet, teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights", "unet"))
+        unet, _ = carve(layers, spec.unet, teacher, read_component("unet", path))
+    inputs["unet"] = digest([path])
+    inputs["map"] = hashlib.sha256(layers.to_json().encode()).hexdigest()
+    return unet
+
+
+def with_own_autoencoder(spec: ModelSpec, weights: Path) -> ModelSpec:
+    """Return a spec whose autoencoder is what the config beside a weights file says, where there is one."""
+    config = weights.parent / "config.json"
+    if not config.is_file():
+        return spec
+    return spec.model_copy(update={"autoencoder": autoencoder_spec(read_json(config), str(config))})
+
+
 def warm_start(student: Student, reference: str) -> WeightReport:
     """Give every component of a student the weights of a model folder, a run or a file.
 
@@ -156,6 +188,8 @@ def warm_start(student: Student, reference: str) -> WeightReport:
 def publish_components(student: Student, folder: Path) -> None:
     """Write each component as a folder of config and fp32 safetensors that `from_pretrained` reads, in one go.
 
+    Where it learns by adapters, one file with all of them is written, which `pipe.load_lora_weights` reads.
+
     Args:
         student: What to write, as its weights stand now.
         folder: The folder whose children are the components; replaced at the end.
@@ -165,6 +199,9 @@ def publish_components(student: Student, folder: Path) -> None:
     """
 
     def write(where: Path) -> None:
+        if student.by_adapters:
+            save_lora(where, {name: student.get_submodule(name) for name in student.component_names})
+            return
         for name in student.component_names:
             module = student.get_submodule(name)
             if isinstance(module, SceneChecker):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vega_diffusion.specs.optimizer import EmaSpec
+from vega_diffusion.training.sharding import split_like
 
 
 def ema_decay(spec: EmaSpec, step: int) -> float:
@@ -63,7 +64,7 @@ class Ema:
         if state.keys() != set(self.names):
             raise ValueError("the saved averages belong to other parameters")
         for name, average in zip(self.names, self.averages, strict=True):
-            average.copy_(state[name])
+            average.copy_(split_like(average, state[name]))
 
     def _parameters(self, student: nn.Module) -> list[nn.Parameter]:
         table = dict(student.named_parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -29,27 +29,34 @@ class FiniteGuard:
     """Collects which samples had a finite loss, on the device, and reads it only when asked."""
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, Sequence[int], Tensor]] = []
+        self._steps: list[tuple[int, Sequence[int], Tensor, dict[str, Tensor]]] = []
         self._norms: list[tuple[int, Tensor]] = []
 
-    def observe(self, step: int, positions: Sequence[int], per_sample: Tensor) -> None:
-        """Note one micro-batch's per-sample losses `[B]`."""
-        self._steps.append((step, positions, torch.isfinite(per_sample)))
+    def observe(
+        self, step: int, positions: Sequence[int], per_sample: Tensor, parts: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Note one micro-batch's per-sample losses `[B]`, and its loss's parts (scalars) by name."""
+        finite = {name: torch.isfinite(value) for name, value in (parts or {}).items()}
+        self._steps.append((step, positions, torch.isfinite(per_sample), finite))
 
     def observe_norm(self, step: int, norm: Tensor) -> None:
         """Note a step's gradient norm (where no loss scaler expects overflows)."""
         self._norms.append((step, torch.isfinite(norm)))
 
-    def bad(self) -> tuple[int, list[int]] | None:
-        """Return the first step that was not finite and its sample positions, or None; waits for the device."""
+    def bad(self) -> tuple[int, list[int], list[str]] | None:
+        """Return the first step that was not finite, its sample positions and the parts, or None; waits for the device.
+
+        No part is named where the loss was finite and the gradient was not.
+        """
         steps, norms, self._steps, self._norms = self._steps, self._norms, [], []
-        for step, positions, finite in steps:
+        for step, positions, finite, parts in steps:
             flags = finite.tolist()
             if not all(flags):
-                return step, [p for p, good in zip(positions, flags, strict=True) if not good]
+                bad = [p for p, good in zip(positions, flags, strict=True) if not good]
+                return step, bad, [name for name, good in parts.items() if not bool(good)]
         for step, finite in norms:
             if not bool(finite):
-                return step, [p for s, positions, _ in steps if s == step for p in positions]
+                return step, [p for s, positions, _, _ in steps if s == step for p in positions], []
         return None
 
 

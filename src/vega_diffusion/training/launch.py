@@ -14,14 +14,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 GRACE_S = 30.0
 _LAUNCHED = "VEGA_LAUNCHED"
 
 
-def launch(command: Sequence[str], processes: int) -> int:
+def launch(command: Sequence[str], processes: int, variables: Mapping[str, str] | None = None) -> int:
     """Run `command` once a rank and return the first exit code that is not 0, else 0.
 
     SIGTERM and SIGINT are handed on to every rank. When one rank fails, the others are ended. Rank 0 speaks; what the
@@ -30,10 +30,11 @@ def launch(command: Sequence[str], processes: int) -> int:
     Args:
         command: Program and arguments.
         processes: Number of ranks, >= 1.
+        variables: Further environment variables of the ranks.
     """
     with tempfile.TemporaryFile() as quiet:
         port = _free_port()
-        ranks = [_start(command, rank, processes, port, quiet) for rank in range(processes)]
+        ranks = [_start(command, rank, processes, port, quiet, variables or {}) for rank in range(processes)]
 
         def forward(number: int, _frame: object) -> None:
             for child in ranks:
@@ -67,16 +68,27 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
-def _start(command: Sequence[str], rank: int, processes: int, port: int, quiet: IO[bytes]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        _LAUNCHED: str(os.getpid()),
-    }
+def _start(
+    command: Sequence[str],
+    rank: int,
+    processes: int,
+    port: int,
+    quiet: IO[bytes],
+    variables: Mapping[str, str],
+) -> subprocess.Popen[bytes]:
+    environment = (
+        os.environ
+        | dict(variables)
+        | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            _LAUNCHED: str(os.getpid()),
+        }
+    )
     # A session of its own: Ctrl-C then reaches the ranks once, through us, and not twice.
     stderr = None if rank == 0 else quiet
     return subprocess.Popen(

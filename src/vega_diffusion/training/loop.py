@@ -7,10 +7,11 @@ data parallelism; there is no second path for any of them.
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from vega_diffusion.data.batches import Batch, BatchSource
+from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.objectives.protocol import Objective
@@ -33,6 +36,7 @@ from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, St
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import build_optimizer, lr_factor, set_learning_rate
 from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
     RunState,
     load_newest_state,
@@ -108,6 +112,8 @@ class Trainer:
         on_sample: Makes samples every `recipe.sample_every` steps; None does not.
         inputs: Names and hashes of what else decides the run (frozen weights); a resumed run must have the same.
         init_from: Where the first weights came from; a resumed run must not name another place.
+        notes: Optimizer step -> what to say, and to log, when it begins.
+        order: Position of the run -> sample, where the run goes through a fixed number of them; None takes each once.
         warn: Called with one line for what the user should know.
     """
 
@@ -123,9 +129,17 @@ class Trainer:
         on_sample: SampleFunction | None = None,
         inputs: dict[str, str] | None = None,
         init_from: str | None = None,
+        notes: Mapping[int, str] | None = None,
+        order: ShuffledOrder | None = None,
         warn: Callable[[str], None] = print_to_stderr,
     ) -> None:
+        self.notes = dict(notes or {})
+        self._order = order
         self.recipe, self.source, self.directory, self.accelerator = recipe, source, directory, accelerator
+        check_sharding(recipe, accelerator.num_processes)
+        sharded = recipe.sharding == "full"
+        # What is published from split weights: a whole student beside them, in the main process alone.
+        self._mirror = copy.deepcopy(student) if sharded and accelerator.is_main_process else None
         self.student = student.to(accelerator.device)
         self.objective = objective
         objective.to(accelerator.device)
@@ -133,6 +147,9 @@ class Trainer:
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
         student.set_trainable(0)
+        self._module: nn.Module = LossModule(student, objective)
+        if sharded:
+            shard(self._module, accelerator.device, accelerator.num_processes)
         self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student))
         self.ema = Ema(recipe.ema, student) if recipe.ema else None
         for name in recipe.compile:
@@ -141,6 +158,8 @@ class Trainer:
         # On a CPU looking at a number costs nothing, so bad samples are found before they touch the weights.
         self._check_every = 1 if accelerator.device.type == "cpu" else recipe.log_every
         self._module = self._wrapped()
+        if accelerator.num_processes > 1 and accelerator.is_main_process:
+            warn(f"{accelerator.num_processes} processes: {type(self._module).__name__}")
         self._phase = student.phase(0)
         ranks = accelerator.num_processes
         if recipe.batch_size % (recipe.micro_batch_size * ranks):
@@ -158,7 +177,12 @@ class Trainer:
         if state is None:
             return False
         self._check_same_run(state)
-        self.student.load_state_dict(state.student)
+        own = self.student.own_state()
+        if own.keys() != state.student.keys():
+            raise ValueError("the saved weights belong to other parameters")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(split_like(tensor, state.student[name]))
         if self.ema is not None:
             self.ema.load_state_dict(state.ema)
         load_optimizer_tensors(self._torch_optimizer, dict(self.student.named_parameters()), state.optimizer)
@@ -189,6 +213,8 @@ class Trainer:
         try:
             with self._stop.watched():
                 while self.step < recipe.steps:
+                    if main and self.step in self.notes:
+                        self.warn(f"step {self.step}: {self.notes[self.step]}")
                     lr = self._one_step()
                     bar.update()
                     if self._due(recipe.log_every) or self.step == recipe.steps:
@@ -251,24 +277,29 @@ class Trainer:
         return lr
 
     def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> None:
-        batch = self.source.load(positions).to(self.accelerator.device)
-        rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
+        batch, rng = self._drawn(positions)
         values = self._losses(batch, rng)
         total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
-        self._guard.observe(step, positions, per_sample)
+        self._guard.observe(step, rng.positions, per_sample, values)
         self._averages.add({"loss": total} | values, weight=share)
         self.accelerator.backward(total * share)
 
     def _backward_once(self) -> None:
         """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""
         positions = self.positions(self.step)[: self.recipe.micro_batch_size]
-        batch = self.source.load(positions).to(self.accelerator.device)
-        rng = PositionRng(derive_seed(self.recipe.seed, "objective"), positions, self.accelerator.device)
-        self.accelerator.backward(self._losses(batch, rng)["total"])
+        self.accelerator.backward(self._losses(*self._drawn(positions))["total"])
+
+    def _drawn(self, positions: range) -> tuple[Batch, PositionRng]:
+        """Return the samples at these positions of the run, and the randomness that goes with them."""
+        device = self.accelerator.device
+        drawn = positions if self._order is None else [self._order.index(position) for position in positions]
+        seed = derive_seed(self.recipe.seed, "objective")
+        return self.source.load(drawn).to(device), PositionRng(seed, drawn, device, positions.start)
 
     def _losses(self, batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
-        with attention_kernel(self.accelerator.device, self.recipe.mixed_precision):
+        kernel = attention_kernel(self.accelerator.device, self.recipe.mixed_precision)
+        with kernel, self.accelerator.autocast():
             return self._module(batch, rng)
 
     def _clip(self) -> Tensor:
@@ -276,7 +307,7 @@ class Trainer:
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
         assert norm is not None
-        return norm
+        return whole({"norm": norm})["norm"]
 
     def _check_finite(self) -> None:
         found = self._guard.bad()
@@ -287,10 +318,11 @@ class Trainer:
                 found = next(one for one in gather_object([found]) if one is not None)
         if found is None:
             return
-        step, positions = found
+        step, positions, parts = found
         names = ", ".join(self.source.load(positions).sample_ids)
+        what = f"loss ({', '.join(parts)})" if parts else "gradient"
         raise NotFinite(
-            f"step {step}: loss or gradient is not finite for samples {names}; "
+            f"step {step}: {what} is not finite for samples {names}; "
             f"lower optimizer.lr or look at these samples, then run again: saved states are kept"
         )
 
@@ -307,9 +339,13 @@ class Trainer:
             self._module, self._phase = self._wrapped(), phase
 
     def _wrapped(self) -> nn.Module:
+        if isinstance(self._module, FSDPModule):
+            return self._module
         return self.accelerator.prepare_model(LossModule(self.student, self.objective))
 
     def _no_sync(self) -> AbstractContextManager[None]:
+        if isinstance(self._module, FSDPModule):
+            return without_reduction(self._module)
         return self.accelerator.no_sync(self._module)
 
     @property
@@ -331,8 +367,12 @@ class Trainer:
         accelerator = self.accelerator
         self._check_finite()  # where a step is not looked at at once, a state must not outrun the guard
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            names = {id(parameter): name for name, parameter in self.student.named_parameters()}
+        main = accelerator.is_main_process
+        names = {id(parameter): name for name, parameter in self.student.named_parameters()}
+        weights = whole(self.student.own_state(), main)
+        averages = whole(self.ema.state_dict(), main) if self.ema is not None else {}
+        moments = whole(optimizer_tensors(self._torch_optimizer, names), main)
+        if main:
             extra = {
                 "identity": self.recipe.identity(),
                 "source": self.source.fingerprint(),
@@ -344,29 +384,42 @@ class Trainer:
             }
             state = RunState(
                 step=self.step,
-                student=self.student.state_dict(),
-                ema=self.ema.state_dict() if self.ema is not None else {},
-                optimizer=optimizer_tensors(self._torch_optimizer, names),
+                student=weights,
+                ema=averages,
+                optimizer=moments,
                 extra=extra,
             )
             save_state(self.directory.states, state, self.recipe.keep)
             if self.publish is not None:
-                with self._averaged():
-                    self.publish(self.student)
+                with self._averaged(weights | averages) as student:
+                    self.publish(student)
         accelerator.wait_for_everyone()
 
     def _sample(self, log: MetricsLog | None) -> None:
-        if self.on_sample is None or log is None:
+        if self.on_sample is None:
             return
-        self.student.eval()
-        with self._averaged(), torch.no_grad():
-            numbers = self.on_sample(self.step, self.student)
+        wanted = self.student.own_state() | (self.ema.state_dict() if self.ema is not None else {})
+        weights = whole(wanted, log is not None) if self.recipe.sharding == "full" else {}
+        if log is None:
+            return
+        with self._averaged(weights) as student, torch.no_grad():
+            student.to(self.accelerator.device).eval()
+            numbers = self.on_sample(self.step, student)
         self.student.train()
+        if self._mirror is not None:
+            self._mirror.to("cpu")
         if numbers:
             log.write(self.step, numbers)
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        return self.ema.applied(self.student) if self.ema is not None else nullcontext()
+    @contextmanager
+    def _averaged(self, weights: Mapping[str, Tensor]) -> Iterator[Student]:
+        """Give the student with averaged weights for a while: itself, or where it is split its mirror with these."""
+        if self._mirror is not None:
+            self._mirror.load_state_dict(dict(weights), strict=not self._mirror.by_adapters)
+            yield self._mirror
+        else:
+            with self.ema.applied(self.student) if self.ema is not None else nullcontext():
+                yield self.student
 
     def _check_same_run(self, state: RunState) -> None:
         changed = self.recipe.changed_keys(state.extra["identity"])

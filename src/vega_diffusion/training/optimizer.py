@@ -7,24 +7,36 @@ not notice gradient accumulation.
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 from typing import assert_never
 
 import torch
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.optimizer import AdamWSpec, LrScheduleSpec
 from vega_diffusion.training.student import Student
 
 
 def build_optimizer(spec: AdamWSpec, student: Student) -> torch.optim.AdamW:
-    """Return AdamW over every parameter that learns at step 0, one group a component, with the spec's own numbers."""
-    groups = []
-    for name, child in student.named_children():
-        parameters = [parameter for parameter in child.parameters() if parameter.requires_grad]
-        if parameters:
-            factor = spec.lr_factors.get(name, 1.0)
-            groups.append({"params": parameters, "component": name, "lr_factor": factor, "lr": spec.lr * factor})
+    """Return AdamW over every parameter that learns at step 0, one group a rate, with the spec's own numbers.
+
+    Raises:
+        InvalidValue: A name in `lr_factors` meets no parameter.
+    """
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    met: set[str] = set()
+    for name, parameter in student.named_parameters():
+        names = [module for module in spec.lr_factors if fnmatchcase(name, module) or fnmatchcase(name, module + ".*")]
+        met.update(names)
+        if parameter.requires_grad:
+            factor = spec.lr_factors[names[-1]] if names else 1.0
+            groups.setdefault(factor, []).append(parameter)
+    for module in spec.lr_factors:
+        if module not in met:
+            choose = "a trained component or modules in it"
+            raise InvalidValue("optimizer.lr_factors", module, choose, "compare `vega inspect` or named_parameters()")
     return torch.optim.AdamW(
-        groups,
+        [{"params": some, "lr_factor": factor, "lr": spec.lr * factor} for factor, some in groups.items()],
         lr=spec.lr,
         betas=spec.betas,
         eps=spec.eps,

@@ -8,31 +8,64 @@ reaches, times a utilisation that was measured with the mini family.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, assert_never
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vega_diffusion.data.batches import Batch
-from vega_diffusion.data.scenes.crowd import MOST
-from vega_diffusion.data.scenes.targets import slot_sizes
 from vega_diffusion.diffusion.randomness import PositionRng
+from vega_diffusion.models.lora import add_lora
 from vega_diffusion.objectives.build import build_heads, build_objective
+from vega_diffusion.objectives.teachers import Teacher
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.components import find_spec, seeded_component, unread_modules
-from vega_diffusion.training.run import HELPERS
+from vega_diffusion.training.example_batch import example_batch, latent_side
+from vega_diffusion.training.meta_attention import fused_attention
+from vega_diffusion.training.run import HELPERS, captions_cached
 from vega_diffusion.training.student import Student
+from vega_diffusion.training.teachers import build_teachers
 
 GIB = 2**30
 # Share of the matrix product's speed that training reaches: vega-mini in fp32, the compiled autoencoder in bf16, both
 # on one Zen 5 thread. A guess elsewhere.
 UTILISATION = {"no": 0.7, "bf16": 0.28, "fp16": 0.28}
-SHORT_CAPTION = 24
+# Above so many trained parameters a plan says on which cards they fit.
+LARGE = 100_000_000
+# Memory in GB, dense half-precision TFLOP/s by the vendor's data sheet, what it is.
+CARDS = ((24, 165, "RTX 4090"), (48, 362, "L40S"), (80, 312, "A100"), (141, 989, "H200"))
+# From so many samples of a micro-batch on, keeping activations is worth more than further samples: computing blocks
+# twice costs a quarter of a Vega step.
+ENOUGH = 4
+# For the framework, its workspaces and fragmentation.
+RESERVED_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class CardFit:
+    """Whether a run fits a GPU, and how: None where it does not. Hours are an estimate, for one such card."""
+
+    card: str
+    memory_gb: int
+    micro_batch_size: int | None
+    activation_checkpointing: bool | None
+    total_gib: float | None
+    gpu_hours: float | None
+
+    def __str__(self) -> str:
+        where = f"{self.memory_gb} GB".ljust(8)
+        if self.micro_batch_size is None:
+            return f"{where}    does not fit, even one sample at a time with activation checkpointing"
+        switch = "with" if self.activation_checkpointing else "without"
+        return (
+            f"{where}    fits: micro_batch_size {self.micro_batch_size}, {switch} activation checkpointing, "
+            f"{self.total_gib:.1f} GiB; {self.gpu_hours:,.0f} GPU-hours ({self.card}, estimate)"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +84,10 @@ class TrainPlan:
     gflop_per_sample: float
     device: str
     seconds_estimate: float
+    cache_mib_per_picture: float = 0.0
+    fixed_samples: int = 0
+    gflop_per_output: float = 0.0
+    cards: tuple[CardFit, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -58,16 +95,24 @@ class TrainPlan:
 
     def __str__(self) -> str:
         hours = self.seconds_estimate / 3600
+        cache = f"caches      {self.cache_mib_per_picture:.2f} MiB on disk a picture"
+        outputs = (
+            f"teachers    asked once about {self.fixed_samples:,} samples, {self.gflop_per_output:,.2f} GFLOP each "
+            "(in the time)"
+        )
         return "\n".join(
-            (
+            [
                 f"steps       {self.steps:,} of {self.samples // self.steps:,} samples "
                 f"({self.micro_batches_per_step} micro-batches each): {self.samples:,} samples",
                 f"parameters  {self.trained_parameters:,} trained, {self.frozen_parameters:,} frozen",
                 f"memory      {self.total_gib:.2f} GiB a process: weights {self.weights_gib:.2f}, "
                 f"gradients, moments and average {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}",
                 f"work        {self.gflop_per_sample:.2f} GFLOP a sample, forwards and backwards",
-                f"time        about {hours:.1f} h on {self.device} by one process (estimate)",
-            )
+                f"time        about {hours:,.1f} h on {self.device} by one process (estimate)",
+                *([cache] if self.cache_mib_per_picture else []),
+                *([outputs] if self.fixed_samples else []),
+                *map(str, self.cards),
+            ]
         )
 
 
@@ -78,77 +123,125 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
         VegaError: The recipe names a model or module that does not exist.
     """
     spec = find_spec(recipe.model.base)
-    with torch.device("meta"):
-        student, frozen = _meta_student(recipe, spec)
-        objective = build_objective(recipe.objective, spec, frozen)
-        objective.to(torch.device("meta"))
-        batch = example_batch(recipe, spec)
-    rng = PositionRng(recipe.seed, range(len(batch)), "meta")
-    with _counting_saved_bytes(student) as saved, FlopCounterMode(display=False) as counter:
-        objective(student, batch, rng).total.backward()
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in student.parameters()) - trained
-    fixed += sum(p.numel() for module in frozen.values() for p in module.parameters())
-    weights = 4 * (trained + fixed) / GIB
+    # There attention runs as plain products (`attention.py`), everywhere else by fused kernels.
+    fused = device.type != "cpu" or recipe.mixed_precision != "bf16"
+    step = _meta_step(recipe, spec, fused)
+    trained, fixed = step.trained, step.fixed
+    # Autocast keeps a second copy of the weights in half precision for the length of a step.
+    half = 0 if recipe.mixed_precision == "no" else 2 * trained
+    weights = (4 * (trained + fixed) + half + step.teacher_bytes) / GIB
     optimizer = 4 * trained * (4 if recipe.ema else 3) / GIB
-    activations = saved[0] / GIB * (1.0 if recipe.mixed_precision == "no" else 0.6)
-    work = counter.get_total_flops() / len(batch)
+    activations = step.saved_bytes / GIB
+    work = step.flops_per_sample
     samples = recipe.steps * recipe.batch_size
+    asked, fixed_samples = _asked_once(recipe, spec, step)
+    large = recipe.objective.kind in ("denoising", "distillation") and trained >= LARGE
     return TrainPlan(
         steps=recipe.steps,
         samples=samples,
         micro_batches_per_step=recipe.batch_size // recipe.micro_batch_size,
         trained_parameters=trained,
-        frozen_parameters=fixed,
+        frozen_parameters=fixed + step.taught,
         weights_gib=weights,
         optimizer_gib=optimizer,
         activations_gib=activations,
         total_gib=weights + optimizer + activations,
         gflop_per_sample=work / 1e9,
         device=str(device),
-        seconds_estimate=work
-        * samples
-        / (matmul_speed(device, recipe.mixed_precision) * UTILISATION[recipe.mixed_precision]),
+        seconds_estimate=(work * samples + asked * fixed_samples)
+        / (matmul_speed(device, _here(recipe, device)) * UTILISATION[recipe.mixed_precision]),
+        cache_mib_per_picture=_cache_bytes(recipe, spec) / 2**20,
+        fixed_samples=fixed_samples,
+        gflop_per_output=asked / 1e9,
+        cards=tuple(_fits(recipe, spec, weights + optimizer, asked * fixed_samples)) if large else (),
     )
 
 
-def example_batch(recipe: TrainRecipe, spec: ModelSpec) -> Batch:
-    """Return one micro-batch of the right shapes with no values, on the current device."""
-    count, vae = recipe.micro_batch_size, spec.autoencoder
-    ids = [f"example {number}" for number in range(count)]
-    tokens = torch.zeros(count, spec.text_encoder.max_position_embeddings, dtype=torch.int64)
-    tensors: dict[str, Tensor]
-    match recipe.objective.kind:
-        case "autoencoding":
-            tensors = {"pixels": torch.zeros(count, 3, vae.sample_size, vae.sample_size)}
-        case "denoising":
-            side = spec.unet.sample_size
-            tensors = {
-                "latents": torch.zeros(count, vae.latent_channels, side, side),
-                "input_ids": tokens,
-                "input_ids_2": tokens,
-                "time_ids": torch.zeros(count, 6),
-                "keep": torch.ones(count, dtype=torch.bool),
-            }
-        case "scene_text":
-            tokens = tokens[:, :SHORT_CAPTION]  # the data source cuts the padding off
-            tensors = {"input_ids": tokens, "input_ids_2": tokens} | {
-                f"target.{slot}": torch.zeros(count, dtype=torch.int64) for slot in slot_sizes()
-            }
-        case "scene_checking":
-            classes = torch.zeros(count, MOST, dtype=torch.int64)
-            tensors = {
-                "pixels": torch.zeros(count, 3, vae.sample_size, vae.sample_size),
-                "boxes": torch.zeros(count, MOST, 4),
-                "nouns": classes,
-                "colours": classes,
-                "style": classes[:, 0],
-                "background": classes[:, 0],
-                "judged": torch.ones(count, dtype=torch.bool),
-            }
-        case _:
-            assert_never(recipe.objective.kind)
-    return Batch(ids, tensors)
+@dataclass(frozen=True)
+class _MetaStep:
+    """One micro-batch on the meta device: parameters, bytes of teachers, bytes kept for the way back, work."""
+
+    trained: int
+    fixed: int
+    taught: int
+    teacher_bytes: int
+    saved_bytes: float
+    flops_per_sample: float
+
+
+def _meta_step(recipe: TrainRecipe, spec: ModelSpec, fused: bool = True) -> _MetaStep:
+    with torch.device("meta"):
+        student, frozen = _meta_student(recipe, spec)
+        teachers = _meta_teachers(recipe, spec)
+        objective = build_objective(recipe.objective, spec, frozen, teachers, recipe.batch_size)
+        objective.to(torch.device("meta"))
+        batch = example_batch(recipe, spec)
+    rng = PositionRng(recipe.seed, range(len(batch)), "meta")
+    attention = fused_attention() if fused else nullcontext()
+    with attention, _counting_saved_bytes(student) as saved, FlopCounterMode(display=False) as counter:
+        objective(student, batch, rng).total.backward()
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in student.parameters()) - trained
+    fixed += sum(p.numel() for module in frozen.values() for p in module.parameters())
+    taught, teacher_bytes = _teacher_sizes(recipe, teachers)
+    kept = saved[0] * (1.0 if recipe.mixed_precision == "no" else 0.6)
+    return _MetaStep(trained, fixed, taught, teacher_bytes, kept, counter.get_total_flops() / len(batch))
+
+
+def _asked_once(recipe: TrainRecipe, spec: ModelSpec, step: _MetaStep) -> tuple[float, int]:
+    """Return the work of one cached teacher's answer and how many are cached."""
+    objective = recipe.objective
+    if not isinstance(objective, DistillationSpec) or objective.fixed_samples is None:
+        return 0.0, 0
+    live = recipe.model_copy(update={"objective": objective.model_copy(update={"fixed_samples": None})})
+    return _meta_step(live, spec).flops_per_sample - step.flops_per_sample, objective.fixed_samples
+
+
+def _fits(recipe: TrainRecipe, spec: ModelSpec, fixed_gib: float, once: float) -> Iterator[CardFit]:
+    """Yield, for cards of several sizes, the largest micro-batch that fits, with activation checkpointing if it must.
+
+    What a micro-batch keeps is proportional to its samples, so it is counted for one. `once` is work beside the steps.
+    """
+    steps = {
+        checkpointing: _meta_step(
+            recipe.model_copy(update={"micro_batch_size": 1, "activation_checkpointing": checkpointing}), spec
+        )
+        for checkpointing in (False, True)
+    }
+    sizes = [size for size in range(1, recipe.batch_size + 1) if recipe.batch_size % size == 0]
+    for memory, tflops, name in CARDS:
+        best = None
+        for checkpointing, step in steps.items():
+            room = memory * 1e9 / GIB - RESERVED_GIB - fixed_gib
+            fitting = [size for size in sizes if size * step.saved_bytes / GIB <= room]
+            if fitting and (best is None or best[0] < ENOUGH < max(fitting)):
+                best = (max(fitting), checkpointing, step)
+        if best is None:
+            yield CardFit(name, memory, None, None, None, None)
+            continue
+        size, checkpointing, step = best
+        total = fixed_gib + size * step.saved_bytes / GIB
+        work = step.flops_per_sample * recipe.steps * recipe.batch_size + once
+        hours = work / (tflops * 1e12 * UTILISATION["bf16"]) / 3600
+        yield CardFit(name, memory, size, checkpointing, round(total, 2), round(hours, 1))
+
+
+def _here(recipe: TrainRecipe, device: torch.device) -> str:
+    """Return the precision whose speed is measured: a CPU stands in with bf16 for fp16."""
+    return "bf16" if device.type == "cpu" and recipe.mixed_precision == "fp16" else recipe.mixed_precision
+
+
+def _cache_bytes(recipe: TrainRecipe, spec: ModelSpec) -> int:
+    """Return the bytes on disk of one picture: latents and, where text encoders are frozen, one encoded caption."""
+    if recipe.objective.kind not in ("denoising", "distillation"):
+        return 0
+    cells = latent_side(recipe, spec) ** 2
+    latents = 2 * spec.autoencoder.latent_channels * cells * 2
+    pooled = spec.text_encoder_2.projection_dim if spec.text_encoder_2 else 0
+    tokens = spec.text_encoder.max_position_embeddings
+    caption = 0 if not captions_cached(recipe) else 2 * (tokens * spec.unet.cross_attention_dim + pooled)
+    outputs = 2 * spec.unet.out_channels * cells if getattr(recipe.objective, "fixed_samples", None) else 0
+    return latents + caption + outputs
 
 
 def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12) -> float:
@@ -170,14 +263,53 @@ def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12)
 
 def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, nn.Module]]:
     trained = {name: seeded_component(spec, name, 0) for name in recipe.model.train}
-    helpers = [name for name in HELPERS[recipe.objective.kind] if name not in trained]
+    helpers = [] if captions_cached(recipe) else [n for n in HELPERS[recipe.objective.kind] if n not in trained]
     frozen = {name: seeded_component(spec, name, 0).requires_grad_(False) for name in helpers}
     heads = build_heads(recipe.objective, spec, recipe.seed)
+    if recipe.model.lora is not None:
+        for module in trained.values():
+            add_lora(module, recipe.model.lora, 0)
     freeze = (*recipe.model.freeze, *unread_modules(trained))
-    student = Student(trained, heads, freeze, recipe.model.freeze_after)
+    student = Student(trained, heads, freeze, recipe.model.freeze_after, recipe.model.lora is not None)
     for name in recipe.compile:
         student.module_named(name, "compile")
+    if recipe.activation_checkpointing:
+        student.get_submodule("unet").enable_gradient_checkpointing()  # type: ignore[operator]
     return student.train(), frozen
+
+
+def _meta_teachers(recipe: TrainRecipe, spec: ModelSpec) -> list[Teacher]:
+    """Return the teachers on the meta device; with fixed samples they are asked before the run and not in it."""
+    if not isinstance(recipe.objective, DistillationSpec):
+        return []
+    teachers = build_teachers(recipe.objective, spec, None)
+    if recipe.objective.fixed_samples is None:
+        return teachers
+    side = latent_side(recipe, spec)
+    shape = (spec.unet.in_channels, side, side)
+
+    def recall(positions: Sequence[int]) -> Tensor:
+        return torch.zeros(len(positions), *shape, device="meta")
+
+    return [replace(teacher, recall=recall) for teacher in teachers]
+
+
+def _teacher_sizes(recipe: TrainRecipe, teachers: list[Teacher]) -> tuple[int, int]:
+    """Return parameters and bytes of the teachers that are in memory together, at the step where that is most."""
+    if not isinstance(recipe.objective, DistillationSpec) or recipe.objective.fixed_samples is not None:
+        return 0, 0
+    sizes = {}
+    for teacher in teachers:
+        parameters = list(teacher.load().parameters())
+        sizes[teacher.spec.name] = (
+            sum(p.numel() for p in parameters),
+            sum(p.numel() * p.element_size() for p in parameters),
+        )
+    most = (0, 0)
+    for step in (0, *recipe.objective.swaps()):
+        there = [sizes[teacher.spec.name] for teacher in teachers if teacher.spec.teaches_at(step)]
+        most = max(most, (sum(one[0] for one in there), sum(one[1] for one in there)), key=lambda size: size[1])
+    return most
 
 
 @contextmanager

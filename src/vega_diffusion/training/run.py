@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 
-from vega_diffusion.data.batches import BatchSource
-from vega_diffusion.models.grow import grow
+from vega_diffusion.data.batches import BatchSource, LatentSource
+from vega_diffusion.data.image_latents import ImageLatents
+from vega_diffusion.data.order import ShuffledOrder
+from vega_diffusion.diffusion.randomness import derive_seed
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.models.lora import add_lora
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
-from vega_diffusion.objectives.build import build_heads, build_objective
+from vega_diffusion.objectives.build import build_denoising, build_heads, build_objective
+from vega_diffusion.objectives.teachers import Teacher
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.objective import AutoencodingSpec
+from vega_diffusion.specs.distillation import DistillationSpec
+from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import Component, TrainRecipe
 from vega_diffusion.training.components import (
+    carved_unet,
     digest,
     find_spec,
     load_weights,
     locate,
     publish_components,
-    read_component,
     seeded_component,
     unread_modules,
     warm_start,
+    with_own_autoencoder,
 )
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
-from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.run_directory import RunDirectory, vega_home
 from vega_diffusion.training.sources import build_source
 from vega_diffusion.training.student import Student
+from vega_diffusion.training.teacher_cache import open_outputs
+from vega_diffusion.training.teachers import build_teachers
 
 Warn = Callable[[str], None]
 SampleMaker = Callable[[ModelSpec, RunDirectory], SampleFunction]
 
 SCALING_SAMPLES = 64
 # Frozen components that each objective leans on, beside what it trains.
-HELPERS = {"denoising": ("text_encoder", "text_encoder_2"), "autoencoding": (), "scene_text": (), "scene_checking": ()}
+HELPERS = {
+    "denoising": ("text_encoder", "text_encoder_2"),
+    "distillation": ("text_encoder", "text_encoder_2"),
+    "autoencoding": (),
+    "scene_text": (),
+    "scene_checking": (),
+}
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a recipe's model section was turned into; `inputs` are the hashes of the weights it names."""
+    """What a recipe was turned into; `inputs` are the hashes of the weights and maps it names."""
 
     spec: ModelSpec
     student: Student
     frozen: dict[str, nn.Module]
+    teachers: list[Teacher]
     inputs: dict[str, str]
 
 
@@ -75,23 +93,38 @@ def run_recipe(
     Raises:
         VegaError: The recipe does not fit the machine, the weights or the run's saved state.
     """
+    if init_from is not None and recipe.model.keeps_latents:
+        raise InvalidValue(
+            "--init-from", init_from, "nothing where the encoder is frozen", "name the weights in model.weights.vae"
+        )
+    if init_from is not None and recipe.model.lora is not None:
+        raise InvalidValue("--init-from", init_from, "nothing with model.lora", "name the weights in model.weights")
     accelerator = make_accelerator(recipe, device)
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
         spec = find_spec(recipe.model.base)
-        for name, reference in recipe.model.weights.items():
+        for name, reference in references(recipe):
             locate(reference, name)  # before an hour of encoding, not after it
         # Data first: the autoencoder has come and gone before the networks that are trained take memory. All processes
         # fill the caches together.
         source = build_source(recipe, spec, accelerator.device, frozen_components(recipe, spec))
         parts = build_parts(recipe)
+        if captions_cached(recipe):
+            parts = replace(parts, frozen={})
         if init_from is not None:
             report = warm_start(parts.student, init_from)
             warn(str(report))
+        distillation = recipe.objective if isinstance(recipe.objective, DistillationSpec) else None
+        if distillation is not None and distillation.fixed_samples is not None:
+            parts = with_outputs(
+                recipe, distillation.fixed_samples, parts, cast(LatentSource, source), accelerator.device
+            )
+        swaps = distillation.swaps() if distillation else {}
+        notes = {step: f"teachers from here on: {names}" for step, names in swaps.items()}
         trainer = Trainer(
             recipe,
             parts.student,
-            build_objective(recipe.objective, parts.spec, parts.frozen),
+            build_objective(recipe.objective, parts.spec, parts.frozen, parts.teachers, recipe.batch_size),
             source,
             directory,
             accelerator,
@@ -99,16 +132,30 @@ def run_recipe(
             on_sample=sample_maker(parts.spec, directory) if sample_maker else None,
             inputs=parts.inputs,
             init_from=init_from,
+            notes=notes,
+            order=fixed_order(recipe),
             warn=warn,
         )
         if trainer.resume():
             warn(f"resuming {directory.name} after step {trainer.step}")
         if accelerator.is_main_process:
-            _write_recipe(recipe, directory)
+            _write_json(directory.recipe, recipe.to_json(indent=1))
+            if isinstance(source, ImageLatents) and source.report is not None:
+                _write_json(directory.data, json.dumps(source.report.to_dict(), indent=1))
         try:
             return trainer.train()
         finally:
             accelerator.end_training()
+
+
+def references(recipe: TrainRecipe) -> list[tuple[str, str]]:
+    """Return (component, where its weights come from) of all weights that a recipe names."""
+    found: list[tuple[str, str]] = [*recipe.model.weights.items()]
+    if recipe.model.surgery is not None:
+        found.append(("unet", recipe.model.surgery.teacher))
+    if isinstance(recipe.objective, DistillationSpec):
+        found += [("unet", teacher.weights) for teacher in recipe.objective.teachers if teacher.weights is not None]
+    return found
 
 
 def build_parts(recipe: TrainRecipe) -> RunParts:
@@ -121,12 +168,54 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     inputs: dict[str, str] = {}
     trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
     if isinstance(recipe.objective, AutoencodingSpec) and "vae" not in inputs:
+        if recipe.model.keeps_latents:
+            raise InvalidValue(
+                "model.weights.vae", None, "weights, as its encoder is frozen", "name run:NAME or a folder"
+            )
         start_fresh(trained["vae"], recipe.objective.initial_logvar)
     frozen = frozen_components(recipe, spec, inputs)
     heads = build_heads(recipe.objective, spec, recipe.seed)
+    if recipe.model.lora is not None:
+        for name, module in trained.items():
+            add_lora(module, recipe.model.lora, derive_seed(recipe.seed, "lora", name))
     freeze = (*recipe.model.freeze, *unread_modules(trained))
-    student = Student(trained, heads, freeze, recipe.model.freeze_after)
-    return RunParts(spec, student.train(), frozen, inputs)
+    student = Student(trained, heads, freeze, recipe.model.freeze_after, recipe.model.lora is not None)
+    if recipe.activation_checkpointing:
+        student.get_submodule("unet").enable_gradient_checkpointing()  # type: ignore[operator]
+    teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
+    return RunParts(spec, student.train(), frozen, teachers, inputs)
+
+
+def captions_cached(recipe: TrainRecipe) -> bool:
+    """Whether captions are encoded before the run: text encoders that do not learn are then gone while it lasts."""
+    texts = {"text_encoder", "text_encoder_2"}
+    return texts <= set(HELPERS[recipe.objective.kind]) and not texts & set(recipe.model.train)
+
+
+def fixed_order(recipe: TrainRecipe) -> ShuffledOrder | None:
+    """Return the order of a run that goes through a fixed number of samples; pictures of one size stay together."""
+    objective = recipe.objective
+    if not isinstance(objective, DistillationSpec) or objective.fixed_samples is None:
+        return None
+    block = recipe.micro_batch_size if recipe.data.kind == "image_latents" else 1
+    return ShuffledOrder(objective.fixed_samples, recipe.seed, block)
+
+
+def with_outputs(
+    recipe: TrainRecipe, num_samples: int, parts: RunParts, source: LatentSource, device: torch.device
+) -> RunParts:
+    """Return the parts with teachers that recall what they predict for a run's fixed samples."""
+    task = build_denoising(DenoisingSpec(), parts.spec, parts.frozen)
+    task.to(device)
+    shared: dict[str, str | int] = {name: parts.inputs.get(name, "") for name in ("text_encoder", "text_encoder_2")}
+    shared["schedule"] = parts.spec.schedule.to_json()
+    teachers = []
+    for teacher in parts.teachers:
+        identity = shared | {"teacher": parts.inputs[f"teachers.{teacher.spec.name}"]}
+        root = vega_home() / "outputs"
+        recall = open_outputs(root, identity, teacher, task, source, recipe.seed, num_samples, device)
+        teachers.append(replace(teacher, recall=recall))
+    return replace(parts, teachers=teachers)
 
 
 def frozen_components(
@@ -139,30 +228,30 @@ def frozen_components(
 
 
 def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str, str]) -> nn.Module:
-    module, model = seeded_component(spec, name, recipe.seed), recipe.model
-    grown = name in model.grow_from
-    given: dict[Component, str] = {**model.weights, **model.grow_from}
-    reference = given.get(cast(Component, name), None if model.base in PRESETS else model.base)
-    if reference is not None:
-        path = locate(reference, name)
-        if grown:
-            grow(module, read_component(name, path))
-        else:
-            load_weights(module, name, path)
+    model = recipe.model
+    if name == "unet" and model.surgery is not None:
+        return carved_unet(model.surgery, spec, recipe.seed, inputs)
+    reference = model.weights.get(cast(Component, name), None if model.base in PRESETS else model.base)
+    path = None if reference is None else locate(reference, name)
+    if name == "vae" and path is not None:
+        spec = with_own_autoencoder(spec, path)
+    module = seeded_component(spec, name, recipe.seed)
+    if path is not None:
+        load_weights(module, name, path)
         inputs[name] = digest([path])
     return module
 
 
 def _publish(student: Student, recipe: TrainRecipe, source: BatchSource, directory: RunDirectory) -> None:
-    """Write the weights; an autoencoder's config gets the scaling factor that its latents have now."""
-    if isinstance(recipe.objective, AutoencodingSpec):
+    """Write the weights; where latents may have changed, the autoencoder's config gets their scaling factor."""
+    if isinstance(recipe.objective, AutoencodingSpec) and not recipe.model.keeps_latents:
         vae = student.get_submodule("vae")
         pixels = source.load(range(SCALING_SAMPLES)).tensors["pixels"].to(next(vae.parameters()).device)
         vae.register_to_config(scaling_factor=round(measure_scaling(vae, pixels), 5))  # type: ignore[operator]
     publish_components(student, directory.ema)
 
 
-def _write_recipe(recipe: TrainRecipe, directory: RunDirectory) -> None:
-    temporary: Path = directory.recipe.with_suffix(".tmp")
-    temporary.write_text(recipe.to_json(indent=1), encoding="utf-8")
-    os.replace(temporary, directory.recipe)
+def _write_json(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
+from vega_diffusion.specs.lora import LORA_FILE
 
 
 def vega_home() -> Path:
@@ -47,6 +48,7 @@ class RunDirectory:
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.recipe = self.path / "recipe.json"
+        self.data = self.path / "data.json"
 
     def create(self) -> None:
         """Make the folders.
@@ -59,6 +61,10 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MissingFile(f"{self.path}: cannot be made ({error.strerror}); set VEGA_HOME to a folder") from error
+
+    def is_done(self, steps: int) -> bool:
+        """Whether the run has published weights and a state of its last step."""
+        return (self.states / f"step-{steps:08d}").is_dir() and self.ema.is_dir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -84,6 +90,8 @@ def run_weights(name: str, component: str) -> Path:
         MissingFile: That run has published none.
     """
     folder = RunDirectory(name).ema / component
+    if (RunDirectory(name).ema / LORA_FILE).is_file():
+        raise MissingFile(f"run:{name}: holds adapters and no {component} weights; name what they were trained on")
     if not folder.is_dir():
         raise MissingFile(f"run:{name}: no {component} weights in {folder}; train that recipe first")
     return folder

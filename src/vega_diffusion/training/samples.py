@@ -16,6 +16,7 @@ from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.autoencoding import per_sample_mean, psnr
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.data import ImageLatentsSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.loop import SampleFunction
 from vega_diffusion.training.run_directory import RunDirectory
@@ -46,7 +47,7 @@ def sample_maker(recipe: TrainRecipe) -> SampleMaker | None:
     match recipe.objective.kind:
         case "autoencoding":
             return partial(_reconstructions, recipe)
-        case "denoising":
+        case "denoising" | "distillation":
             return partial(_pictures, recipe)
         case _:
             return None
@@ -54,6 +55,7 @@ def sample_maker(recipe: TrainRecipe) -> SampleMaker | None:
 
 def _reconstructions(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory) -> SampleFunction:
     """Held-out scenes, original above reconstruction, and the mean PSNR in dB."""
+    assert not isinstance(recipe.data, ImageLatentsSpec), "autoencoders learn from scenes"
     atlas, _ = load_atlas(recipe.data.icons)
     mix = scene_mix(recipe.data.mix)
     scenes = [sample_scene(HELD_OUT_SEED, position, split="held-out", mix=mix) for position in range(COUNT)]
@@ -80,7 +82,7 @@ def _pictures(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory) -> 
     vae: Any
     vae, _ = load_vae(recipe, spec)
     frozen = frozen_components(recipe, spec)
-    tokenizers = load_tokenizers(recipe.model.base, spec)
+    tokenizers = load_tokenizers(recipe, spec)
     config = spec.schedule.to_config()
     size = float(spec.autoencoder.sample_size)
 

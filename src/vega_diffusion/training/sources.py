@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vega_diffusion.data.batches import BatchSource
+from vega_diffusion.data.curation import CurationReport, curate
+from vega_diffusion.data.image_latents import ImageLatents, open_buckets
 from vega_diffusion.data.latent_cache import LatentCache, LatentCacheBuilder
+from vega_diffusion.data.picture_dataset import DatasetPictures
+from vega_diffusion.data.picture_folder import FolderPictures
+from vega_diffusion.data.picture_index import Collection, PictureIndex, index_pictures
+from vega_diffusion.data.picture_shards import ShardPictures
 from vega_diffusion.data.prompt_cache import PromptCache, open_prompts
 from vega_diffusion.data.scene_captions import SceneCaptions
 from vega_diffusion.data.scene_checks import SceneChecks
@@ -26,17 +32,27 @@ from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
 from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.data.scenes.tokenizer import load_tokenizer as load_scene_tokenizer
 from vega_diffusion.data.tokens import TokenizerPair
-from vega_diffusion.errors import VegaError
+from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.models.checkpoint import load_tokenizer
-from vega_diffusion.models.detect import autoencoder_spec
 from vega_diffusion.models.find import resolve_model
-from vega_diffusion.models.layout import read_json
 from vega_diffusion.objectives.conditioning import encode_tokens
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.data import SceneCaptionsSpec, SceneChecksSpec, SceneImagesSpec, SceneLatentsSpec
+from vega_diffusion.specs.data import (
+    ImageLatentsSpec,
+    SceneCaptionsSpec,
+    SceneChecksSpec,
+    SceneImagesSpec,
+    SceneLatentsSpec,
+)
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.components import digest, load_weights, locate, seeded_component
+from vega_diffusion.training.components import (
+    digest,
+    load_weights,
+    locate,
+    seeded_component,
+    with_own_autoencoder,
+)
 from vega_diffusion.training.run_directory import vega_home
 
 
@@ -55,6 +71,8 @@ def build_source(
         VegaError: Icons, tokenizers or the autoencoder's weights are not there.
     """
     data = recipe.data
+    if isinstance(data, ImageLatentsSpec):
+        return open_images(recipe, data, spec, device, frozen or {})
     stream = scene_stream(data.mix)
     scenes = f"scenes={stream_digest(stream, data.seed)}"
     match data:
@@ -62,13 +80,14 @@ def build_source(
             atlas, version = load_atlas(data.icons)
             return SceneImages(SceneRenderer(atlas.to(device)), stream, data.seed, f"icons={version} {scenes}")
         case SceneCaptionsSpec():
-            tokenizers = load_tokenizers(recipe.model.base, spec)
+            tokenizers = load_tokenizers(recipe, spec)
             return SceneCaptions(stream, tokenizers, data.seed, f"{scenes} tokenizers={tokenizers.digest()}")
         case SceneLatentsSpec():
-            tokenizers = load_tokenizers(recipe.model.base, spec)
+            tokenizers = load_tokenizers(recipe, spec)
             cache, scaling_factor = open_latents(recipe, data, spec, stream, device)
             version = f"cache={cache.folder.name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
-            prompts = open_captions(recipe, data, cache, tokenizers, frozen or {}, device)
+            captions = [text for scene in cache.captions for text in scene]
+            prompts = open_captions(recipe, captions, tokenizers, frozen or {}, device)
             return SceneLatents(data, cache, tokenizers, scaling_factor, version, prompts)
         case SceneChecksSpec():
             atlas, version = load_atlas(data.icons)
@@ -79,13 +98,12 @@ def build_source(
 
 def open_captions(
     recipe: TrainRecipe,
-    data: SceneLatentsSpec,
-    cache: LatentCache,
+    captions: Sequence[str],
     tokenizers: TokenizerPair,
     frozen: Mapping[str, nn.Module],
     device: torch.device,
 ) -> PromptCache | None:
-    """Return the encoded captions of a latent cache, or None where a text encoder is still learning."""
+    """Return encoded captions, or None where a text encoder is learning."""
     names = ("text_encoder", "text_encoder_2")
     if not set(names) <= frozen.keys() or set(names) & set(recipe.model.train):
         return None
@@ -101,19 +119,74 @@ def open_captions(
     for encoder in encoders:
         for name, tensor in sorted(encoder.state_dict().items()):
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    identity: dict[str, str | int] = {
-        "format": 2,
-        "scenes": stream_digest(scene_stream(data.mix), data.seed),
-        "seed": data.seed,
-        "captions_per_scene": data.captions_per_scene,
-        "tokenizers": tokenizers.digest(),
-        "encoders": weights.hexdigest(),
-    }
-    captions = [text for scene in cache.captions for text in scene]
-    with tqdm(total=len(captions), unit="caption", desc="captions", file=sys.stderr, leave=False) as bar:
-        return open_prompts(
-            vega_home() / "prompts", identity, captions, encode, lambda done, total: bar.update(done - bar.n)
+    identity = {"format": 3, "tokenizers": tokenizers.digest(), "encoders": weights.hexdigest()}
+    with tqdm(unit="caption", desc="captions", file=sys.stderr, leave=False) as bar:
+        return open_prompts(vega_home() / "prompts", identity, captions, encode, partial(_moved, bar))
+
+
+def open_images(
+    recipe: TrainRecipe, data: ImageLatentsSpec, spec: ModelSpec, device: torch.device, frozen: Mapping[str, nn.Module]
+) -> ImageLatents:
+    """Return a collection of pictures as samples, encoding what is not on disk yet; says what was left out.
+
+    Raises:
+        InvalidValue: The buckets' sides are not what autoencoder and U-Net can halve.
+        VegaError: The pictures, the tokenizers or the autoencoder's weights are not there.
+    """
+    needed = spec.autoencoder.downscale * 2 ** (spec.unet.num_levels - 1)
+    if data.bucket_step_px % needed:
+        raise InvalidValue("data.bucket_step_px", data.bucket_step_px, f"a multiple of {needed}", "change it")
+    tokenizers = load_tokenizers(recipe, spec)
+    index, report = open_pictures(data)
+    tqdm.write(str(report), file=sys.stderr)
+    vae: Any
+    vae, path = load_vae(recipe, spec)
+    scaling_factor, vae_digest = float(vae.config["scaling_factor"]), digest([path])
+    with tqdm(unit="picture", desc="latents", file=sys.stderr, leave=False) as bar:
+        buckets = open_buckets(
+            data,
+            index,
+            vae.to(device),
+            vega_home() / "images",
+            vae_digest,
+            spec.autoencoder.downscale,
+            partial(_moved, bar),
         )
+    said = "".join(f"{one.sha256} {one.name} {one.caption}\n" for one in index.pictures)
+    listing = hashlib.sha256(said.encode()).hexdigest()[:20]
+    sizes = f"{data.resolution_px}/{data.bucket_step_px}/{data.max_aspect}"
+    encoding = f"vae={vae_digest} tokenizers={tokenizers.digest()}"
+    captions = [one.caption for one in index.pictures]
+    prompts = open_captions(recipe, captions, tokenizers, frozen, device)
+    block = recipe.micro_batch_size
+    version = f"pictures={listing} sizes={sizes}"
+    return ImageLatents(data, index, buckets, tokenizers, scaling_factor, block, version, encoding, prompts, report)
+
+
+def open_pictures(data: ImageLatentsSpec) -> tuple[PictureIndex, CurationReport]:
+    """Return a spec's pictures as far as its filters let them through, and what became of the others.
+
+    Raises:
+        VegaError: The collection cannot be read, or nothing is left of it.
+    """
+    collection = open_collection(data)
+    with tqdm(unit="picture", desc="reading", file=sys.stderr, leave=False) as bar:
+        index = index_pictures(collection, vega_home() / "indexes", partial(_moved, bar))
+    return curate(index, data.filters)
+
+
+def open_collection(data: ImageLatentsSpec) -> Collection:
+    """Return the folder, the shards or the data set that a spec names.
+
+    Raises:
+        VegaError: It is not there or cannot be read.
+    """
+    if data.folder is not None:
+        return FolderPictures(Path(data.folder).expanduser(), data.caption_column)
+    if data.shards is not None:
+        return ShardPictures(Path(data.shards).expanduser(), data.caption_column)
+    assert data.dataset is not None
+    return DatasetPictures(data.dataset, data.split, data.image_column, data.caption_column)
 
 
 def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
@@ -123,18 +196,24 @@ def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
     return atlas, digest(sorted(path for path in folder.iterdir() if path.suffix in (".webp", ".json")))[:16]
 
 
-def load_tokenizers(base: str, spec: ModelSpec) -> TokenizerPair:
-    """Return a model's tokenizers: the mini family's own for its presets, else those of the model folder.
+def load_tokenizers(recipe: TrainRecipe, spec: ModelSpec) -> TokenizerPair:
+    """Return a recipe's tokenizers: the mini family's own for its presets, else those of the base's folder.
+
+    A full-size preset has none: then they come from where the first text encoder does.
 
     Raises:
-        VegaError: A full-size preset has no tokenizer here.
+        VegaError: There is no model folder to take them from.
     """
-    length = spec.text_encoder.max_position_embeddings
-    if base not in PRESETS:
-        folder = resolve_model(base)
+    length, base = spec.text_encoder.max_position_embeddings, recipe.model.base
+    home = base if base not in PRESETS else recipe.model.weights.get("text_encoder")
+    if base not in PRESETS or spec.family != "mini":
+        if home is None or home.startswith("run:"):
+            raise VegaError(
+                f"model.base: preset {base!r} comes without tokenizers; give a model folder, or one in "
+                "model.weights.text_encoder"
+            )
+        folder = resolve_model(home)
         return TokenizerPair(load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2"), length)
-    if spec.family != "mini":
-        raise VegaError(f"model.base: preset {base!r} comes without tokenizers; give a model folder instead")
     return TokenizerPair(load_scene_tokenizer(), load_scene_tokenizer(second=True), length)
 
 
@@ -148,10 +227,7 @@ def load_vae(recipe: TrainRecipe, spec: ModelSpec) -> tuple[AutoencoderKL, Path]
     if reference is None:
         raise VegaError("model.weights.vae: missing; latents need a trained autoencoder; give run:NAME or a folder")
     path = locate(reference, "vae")
-    config = path.parent / "config.json"
-    if config.is_file():
-        spec = spec.model_copy(update={"autoencoder": autoencoder_spec(read_json(config), str(config))})
-    vae = seeded_component(spec, "vae", 0)
+    vae = seeded_component(with_own_autoencoder(spec, path), "vae", 0)
     load_weights(vae, "vae", path)
     assert isinstance(vae, AutoencoderKL)
     return vae.eval().requires_grad_(False), path
@@ -186,6 +262,11 @@ def open_latents(
         data.seed,
         data.captions_per_scene,
     )
-    with tqdm(total=data.num_scenes, unit="scene", desc="latents", file=sys.stderr, leave=False) as bar:
-        cache = builder.open(data.num_scenes, lambda done, total: bar.update(done - bar.n))
+    with tqdm(unit="scene", desc="latents", file=sys.stderr, leave=False) as bar:
+        cache = builder.open(data.num_scenes, partial(_moved, bar))
     return cache, scaling_factor
+
+
+def _moved(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vega_diffusion.errors import VegaError
+from vega_diffusion.training.sharding import split_like
 
 MANIFEST = "manifest.json"
 
@@ -67,7 +68,7 @@ def load_optimizer_tensors(
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("|")
         parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        optimizer.state[parameter][key] = split_like(parameter, value)
 
 
 def save_state(folder: Path, state: RunState, keep: int) -> Path:

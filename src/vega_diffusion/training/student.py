@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.models.lora import is_adapter
 
 
 class Student(nn.Module):
@@ -21,6 +22,7 @@ class Student(nn.Module):
         heads: Modules that learn with them and are thrown away after the run (objective-specific), or None.
         freeze: Dotted names of modules that never learn.
         freeze_after: Component -> optimizer step from which on it does not learn.
+        by_adapters: The components have low-rank adapters, which alone learn (`models/lora.py`).
 
     Raises:
         InvalidValue: A name in `freeze` is not a module of the components.
@@ -32,6 +34,7 @@ class Student(nn.Module):
         heads: nn.Module | None = None,
         freeze: Sequence[str] = (),
         freeze_after: Mapping[Any, int] | None = None,
+        by_adapters: bool = False,
     ) -> None:
         super().__init__()
         self.component_names = tuple(components)
@@ -41,6 +44,7 @@ class Student(nn.Module):
             self.add_module("heads", heads)
         self.freeze = tuple(freeze)
         self.freeze_after = dict(freeze_after or {})
+        self.by_adapters = by_adapters
         for name in self.freeze:
             self.module_named(name, "model.freeze")
         self.set_trainable(0)
@@ -65,6 +69,17 @@ class Student(nn.Module):
             if not learns:
                 parameter.grad = None
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Return what a saved state must hold: all weights, or with adapters what is not a component's frozen base."""
+        state = self.state_dict()
+        if not self.by_adapters:
+            return state
+        return {
+            name: value
+            for name, value in state.items()
+            if is_adapter(name) or name.split(".")[0] not in self.component_names
+        }
+
     def phase(self, step: int) -> int:
         """Return how many of the `freeze_after` boundaries lie at or before this step."""
         return sum(step >= boundary for boundary in self.freeze_after.values())
@@ -73,4 +88,6 @@ class Student(nn.Module):
         if any(name.startswith(frozen + ".") or name == frozen for frozen in self.freeze):
             return False
         component = name.split(".")[0]
+        if self.by_adapters and component in self.component_names and not is_adapter(name):
+            return False
         return step < self.freeze_after.get(component, step + 1)

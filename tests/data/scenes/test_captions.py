@@ -9,10 +9,17 @@ from dataclasses import replace
 import pytest
 
 from vega_diffusion.data.scenes import words
-from vega_diffusion.data.scenes.captions import caption
+from vega_diffusion.data.scenes.captions import caption, caption_with_mentions
 from vega_diffusion.data.scenes.grammar import SceneMix, sample_scene
 from vega_diffusion.data.scenes.scene import CAPTION_KINDS, LINE_STYLE, PLACES, PlacedObject, Scene
-from vega_diffusion.data.scenes.targets import IGNORE, slot_sizes, spec_targets, target_classes
+from vega_diffusion.data.scenes.targets import (
+    IGNORE,
+    mention_classes,
+    mention_targets,
+    slot_sizes,
+    spec_targets,
+    target_classes,
+)
 from vega_diffusion.data.scenes.vocabulary import load_vocabulary
 
 SCENES = [sample_scene(21, position) for position in range(6000)]
@@ -179,3 +186,48 @@ def test_targets_name_the_scene() -> None:
     assert (told["background"], told["style"], told["relation"]) == ("snow", "noto", None)
     three = named(Scene((red_cat,) * 3, "white", "noto", caption_kind="count", count=3))
     assert (three["count"], three["object2"], three["colour2"], three["relation"]) == ("3", "nothing", None, "nothing")
+
+
+def test_mentions_end_where_the_nouns_words_end() -> None:
+    known = 0
+    for position, (scene, text) in enumerate(PAIRS):
+        same, ends = caption_with_mentions(scene, 21, position)
+        assert same == text
+        assert len(ends) == (1 if scene.count > 1 else len(scene.objects))
+        for placed, end in zip(scene.objects, ends, strict=False):
+            if end is None:
+                continue
+            known += 1
+            opening = text[:end].lower()
+            assert any(opening.endswith(word.lower()) for word in words_of(placed.noun)), (text, placed.noun)
+            assert not text[end : end + 1].isalnum(), text
+            if placed.colour:
+                bound = [f"{colour} " for colour in colour_words(placed.colour)]
+                assert any(word in opening for word in bound), text
+    assert known >= 0.98 * sum(1 if scene.count > 1 else len(scene.objects) for scene in SCENES)
+
+
+def test_what_is_said_up_to_a_mention() -> None:
+    classes = mention_classes()
+
+    def named(scene: Scene, ends: tuple[int | None, ...]) -> list[tuple[str | None, ...]]:
+        found = mention_targets(scene, ends)
+        assert found.keys() == classes.keys()
+        rows = zip(*(found[slot] for slot in classes), strict=True)
+        return [
+            tuple(None if value == IGNORE else classes[slot][value] for slot, value in zip(classes, row, strict=True))
+            for row in rows
+        ]
+
+    nothing = (None, None, None, None)
+    cat, dog = PlacedObject("cat", BOX, "red"), PlacedObject("dog", BOX)
+    beside = Scene((cat, dog), "snow", "noto", relation="left of", caption_kind="relation")
+    first = ("cat", "red", "1", "named first")
+    assert named(beside, (9, 20)) == [first, ("dog", "natural", "1", "right of")]
+    # "a dog with a red cat to its left": the dog comes first, and the cat is seen from it.
+    assert named(beside, (30, 5)) == [("cat", "red", "1", "left of"), ("dog", "natural", "1", "named first")]
+    assert named(beside, (9, None)) == [("cat", "red", "1", None), nothing]
+    two = replace(beside, relation=None, caption_kind="two")
+    assert named(two, (9, 20)) == [first, ("dog", "natural", "1", "nothing")]
+    three = Scene((cat,) * 3, "snow", "noto", caption_kind="count", count=3)
+    assert named(three, (14,)) == [("cat", "red", "3", "named first"), nothing]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,19 @@ def caption(scene: Scene, seed: int, position: int) -> str:
         seed: Names the stream of phrasings (usually the stream of the scenes).
         position: Place in the stream.
     """
+    return caption_with_mentions(scene, seed, position)[0]
+
+
+def caption_with_mentions(scene: Scene, seed: int, position: int) -> tuple[str, tuple[int | None, ...]]:
+    """Return a caption and, for each object that it names, where that phrase ends ("a red cat|").
+
+    Arguments are `caption`'s. Several objects of one noun are one phrase ("three cats|"). The end is an index into the
+    text; None where the words stand more than once, so that nobody can say which are meant.
+    """
     digest = hashlib.blake2b(f"caption|{seed}|{position}".encode(), digest_size=8).digest()
-    return _Speaker(scene, random.Random(int.from_bytes(digest, "little"))).say()
+    speaker = _Speaker(scene, random.Random(int.from_bytes(digest, "little")))
+    text = speaker.say()
+    return text, tuple(_end_of(phrase, text) for phrase in speaker.phrases)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class _Speaker:
         self.scene = scene
         self.rng = rng
         self.vocabulary = load_vocabulary()
+        self.phrases: list[str] = []  # what was said for each object, in the order of the scene's objects
 
     def say(self) -> str:
         draw = self.rng.random()
@@ -191,6 +204,7 @@ class _Speaker:
         adjectives = self._adjectives(noun, placed, gender=False)
         text = form.text if scene.count == 1 else form.plural
         said = " ".join([number, *adjectives, text])
+        self.phrases.append(said)
         return _Phrase(said, said)
 
     def _phrase(self, placed: PlacedObject) -> _Phrase:
@@ -200,6 +214,7 @@ class _Speaker:
         form = self._form(noun, forms)
         adjectives = self._adjectives(noun, placed, gender=True)
         bare = " ".join([*adjectives, form.text])
+        self.phrases.append(bare)
         if form.kind in ("mass", "plural") or (form.kind == "proper" and not adjectives):
             return _Phrase(bare, bare)
         article = _article(adjectives[0]) if adjectives else form.article
@@ -276,6 +291,12 @@ def shown_gender(placed: PlacedObject) -> str | None:
         return None
     gender = variants[placed.variant].gender
     return None if gender == "person" else gender
+
+
+def _end_of(phrase: str, text: str) -> int | None:
+    """Return where a phrase ends in a text of any letter case, or None unless it stands there exactly once."""
+    ends = [match.end() for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)]
+    return ends[0] if len(ends) == 1 else None
 
 
 def _article(word: str) -> str:

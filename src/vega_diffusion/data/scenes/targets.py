@@ -6,6 +6,7 @@ Every slot is one classification. Where the caption does not say (and the scene 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from vega_diffusion.data.scenes.captions import shown_gender
@@ -25,6 +26,10 @@ IGNORE = -100
 """Torch's own ignore index of cross entropy."""
 
 _NOTHING = "nothing"
+_NAMED_FIRST = "named first"
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
+MOST_MENTIONS = 2
+"""A caption names at most so many different things."""
 
 
 @cache
@@ -47,13 +52,34 @@ def target_classes() -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def mention_classes() -> dict[str, tuple[str, ...]]:
+    """Return what the words up to one object's name say of that object: slot -> names of its classes.
+
+    `side` is where it is, seen from the thing named before it.
+    """
+    slots = target_classes()
+    return {
+        "noun": slots["object1"],
+        "colour": slots["colour1"],
+        "count": slots["count"],
+        "side": (_NAMED_FIRST, _NOTHING, *RELATIONS),
+    }
+
+
+@cache
 def _indices() -> dict[str, dict[str, int]]:
-    return {slot: {name: index for index, name in enumerate(names)} for slot, names in target_classes().items()}
+    classes = target_classes() | mention_classes()
+    return {slot: {name: index for index, name in enumerate(names)} for slot, names in classes.items()}
 
 
 def slot_sizes() -> dict[str, int]:
     """Return slot -> number of its classes."""
     return {slot: len(names) for slot, names in target_classes().items()}
+
+
+def mention_sizes() -> dict[str, int]:
+    """Return slot of one mentioned object -> number of its classes."""
+    return {slot: len(names) for slot, names in mention_classes().items()}
 
 
 def spec_targets(scene: Scene) -> dict[str, int]:
@@ -76,3 +102,40 @@ def spec_targets(scene: Scene) -> dict[str, int]:
     }
     indices = _indices()
     return {slot: IGNORE if value is None else indices[slot][value] for slot, value in said.items()}
+
+
+def mention_targets(scene: Scene, ends: Sequence[int | None]) -> dict[str, list[int]]:
+    """Return slot -> class index for each of `MOST_MENTIONS` objects, `IGNORE` where no place in the text is known.
+
+    Args:
+        scene: What the caption is about.
+        ends: Where the objects' phrases end in it, from `captions.caption_with_mentions`.
+    """
+    indices, found = _indices(), {slot: [IGNORE] * MOST_MENTIONS for slot in mention_classes()}
+    for number, end in enumerate(ends):
+        if end is None:
+            continue
+        placed = scene.objects[number]
+        said = {
+            "noun": placed.noun,
+            "colour": placed.colour or "natural",
+            "count": str(scene.count),
+            "side": _side(scene, ends, number),
+        }
+        for slot, value in said.items():
+            found[slot][number] = IGNORE if value is None else indices[slot][value]
+    return found
+
+
+def _side(scene: Scene, ends: Sequence[int | None], number: int) -> str | None:
+    """Say where an object is, seen from the one named before it; None where the other's place in the text is open."""
+    if len(ends) == 1:
+        return _NAMED_FIRST
+    own, other = ends[number], ends[1 - number]
+    if own is None or other is None:
+        return None
+    if own < other:
+        return _NAMED_FIRST
+    if scene.relation is None:
+        return _NOTHING
+    return scene.relation if number == 0 else _OPPOSITE[scene.relation]

@@ -1,0 +1,126 @@
+"""Case `distillation-seeds`: the experiment's finalists with several seeds, drawn and scored on scenes-dev."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from vega_diffusion.benchmarks.comparison import interval_text
+from vega_diffusion.benchmarks.report import Measurement
+from vega_diffusion.errors import MissingFile
+
+if TYPE_CHECKING:
+    from vega_diffusion.evaluation.results import EvaluationResult
+    from vega_diffusion.specs.experiment import ExperimentSpec
+
+EXPERIMENT = Path("benchmarks/experiments/distillation.toml")
+
+
+def measure(experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None = None) -> Measurement:
+    """Train, export and score what is not yet, teachers too; every seed's score is kept.
+
+    Args:
+        experiment: The experiment's file.
+        processes: Of every training and drawing.
+        limit: Prompts of each kind, for a quick look; all unless given.
+
+    Raises:
+        MissingFile: The matrix was not run.
+        VegaError: The experiment cannot be read, or a training failed.
+    """
+    from vega_diffusion.benchmarks.experiment import held_out, run_name, run_phase
+    from vega_diffusion.specs.experiment import ExperimentSpec
+    from vega_diffusion.training.run_directory import RunDirectory
+
+    spec = ExperimentSpec.read(experiment)
+    runs = {
+        one.name: run_name(experiment.stem, "matrix", one.name, spec.matrix.seeds[0]) for one in spec.configurations
+    }
+    if not all(RunDirectory(run).is_done(spec.matrix.steps) for run in runs.values()):
+        raise MissingFile("distillation-matrix: not finished; run it first, it names the finalists")
+    losses = held_out(spec, {name: f"run:{run}" for name, run in runs.items()})
+    chosen = tuple(spec.named(name) for name in spec.finalists(losses))
+    scores: dict[str, list[float]] = {}
+    kinds: dict[str, list[dict[str, float]]] = {}
+    styles: dict[str, dict[str, float]] = {}
+    results: dict[tuple[str, int], EvaluationResult] = {}
+    for one in run_phase(spec, experiment.stem, "seeds", chosen, processes, _say):
+        result, seen = _scored(f"run:{one.run}", one.run, processes, limit)
+        assert result.overall is not None
+        scores.setdefault(one.configuration, []).append(result.overall)
+        kinds.setdefault(one.configuration, []).append({str(k): v for k, v in {**result.kinds, **result.rows}.items()})
+        styles.setdefault(one.configuration, seen)
+        results[one.configuration, one.seed] = result
+    taught = {
+        name.removeprefix("run:"): _scored(name, name.removeprefix("run:"), processes, limit) for name in spec.teachers
+    }
+    return Measurement(
+        samples={f"{name}_overall": values for name, values in scores.items()},
+        summary={
+            **{f"{name}_overall": round(mean(values), 4) for name, values in scores.items()},
+            **{f"{name}_{kind}": value for name, rows in kinds.items() for kind, value in _means(rows).items()},
+            **{f"{name}_overall": result.overall or 0.0 for name, (result, _) in taught.items()},
+            **{f"{name}_{kind}": v for name, (r, _) in taught.items() for kind, v in {**r.kinds, **r.rows}.items()},
+            **{f"{name}_style_{style}": share for name, seen in styles.items() for style, share in seen.items()},
+            **{f"{name}_style_{style}": share for name, (_, seen) in taught.items() for style, share in seen.items()},
+            **_differences(results, spec),
+            "steps": spec.seeds.steps,
+        },
+        seeds=spec.seeds.seeds,
+        protocol=f"{spec.seeds.steps} steps of 128 samples each; averaged weights, scenes-dev, four pictures a prompt; "
+        "differences are paired by prompt and seed; style: what the checker's style head says of pictures whose prompt "
+        "names no style, first seed",
+    )
+
+
+def _scored(reference: str, name: str, processes: int, limit: int | None) -> tuple[EvaluationResult, dict[str, float]]:
+    """Export a run as a model folder where it is none yet, evaluate it, and count the styles of its pictures."""
+    from vega_diffusion.evaluation.evaluate import EvaluationRequest, evaluate
+    from vega_diffusion.training.publish import export_run
+    from vega_diffusion.training.run_directory import vega_home
+
+    model = reference
+    if reference.startswith("run:"):
+        folder = vega_home() / "experiments" / name
+        if not folder.is_dir():
+            export_run(name, folder, name, ("fp16",))
+        model = str(folder)
+    _say(f"scoring {name}")
+    done = evaluate(EvaluationRequest(model=model, split="dev", processes=processes, limit=limit))
+    return done.result, style_shares(done.folder)
+
+
+def style_shares(folder: Path) -> dict[str, float]:
+    """Return the share of every style among a finished evaluation's pictures whose prompt names no style."""
+    from vega_diffusion.evaluation.run_folder import JudgedPicture
+
+    lines = (folder / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    pictures = [one for one in map(JudgedPicture.from_json, lines) if one.kind not in ("style", "natural")]
+    found = Counter(one.finding.style for one in pictures)
+    return {style: round(number / len(pictures), 4) for style, number in found.most_common()}
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {kind: round(mean(row[kind] for row in rows), 4) for kind in rows[0]}
+
+
+def _differences(results: Mapping[tuple[str, int], EvaluationResult], spec: ExperimentSpec) -> dict[str, Any]:
+    """Return paired differences over the prompts of all seeds: everything less the baseline, and the named pairs."""
+    from vega_diffusion.evaluation.compare import compare_seeds
+
+    found: dict[str, Any] = {}
+    names = list(dict.fromkeys(name for name, _ in results))
+    wanted = [(spec.baseline, name) for name in names if name != spec.baseline]
+    for first, second in (*wanted, *(pair for pair in spec.pairs if set(pair) <= set(names))):
+        difference = compare_seeds([(results[first, seed], results[second, seed]) for seed in spec.seeds.seeds])
+        found[f"{second}_less_{first}"] = difference.difference
+        found[f"{second}_less_{first}_interval"] = interval_text(difference.interval)
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,127 @@
+"""What the experiment on distillation showed, as Markdown tables and a figure, from its result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vega_diffusion.benchmarks.report import Result
+from vega_diffusion.errors import Unavailable
+from vega_diffusion.specs.experiment import ExperimentSpec
+
+MATRIX, SEEDS = "distillation-matrix", "distillation-seeds"
+_INK, _POINT, _TEACHER, _LIGHT = "#1d2330", "#2f6fdb", "#d1603d", "#c9d1dc"
+
+
+def experiment_tables(spec: ExperimentSpec, results: Sequence[Result]) -> str:
+    """Return the tables of the newest results of both phases; empty where there are none."""
+    parts = []
+    matrix, seeds = _newest(results, MATRIX), _newest(results, SEEDS)
+    if matrix is not None:
+        parts.append(_matrix_table(spec, matrix))
+    if seeds is not None:
+        parts.append(_seeds_table(spec, seeds))
+    return "\n\n".join(parts)
+
+
+def draw_experiment(spec: ExperimentSpec, results: Sequence[Result], path: Path) -> None:
+    """Write the figure: losses of the matrix, and scores in which every seed is a point.
+
+    Args:
+        spec: The experiment.
+        results: Of both phases; the second may be missing.
+        path: A PNG, SVG or PDF file.
+
+    Raises:
+        Unavailable: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Unavailable("figure: matplotlib is not installed; pip install 'vega-diffusion[plots]'") from error
+    matrix, seeds = _newest(results, MATRIX), _newest(results, SEEDS)
+    panels = [part for part in (matrix, seeds) if part is not None]
+    figure = Figure(figsize=(7.2 * len(panels), 4.8), layout="constrained")
+    for axes, result in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        of_matrix = result.case == MATRIX
+        values = _samples(result, "_loss" if of_matrix else "_overall")
+        scale = 1.0 if of_matrix else 100.0
+        names = sorted(values, key=lambda name: sum(values[name]) / len(values[name]), reverse=of_matrix)
+        for place, name in enumerate(names):
+            found = [scale * value for value in values[name]]
+            mean = sum(found) / len(found)
+            if len(found) > 1:
+                axes.plot([mean] * 2, [place - 0.3, place + 0.3], color=_LIGHT, linewidth=3, solid_capstyle="round")
+            axes.plot(found, [place] * len(found), "o", color=_POINT, alpha=0.75, markersize=7)
+        axes.set_yticks(range(len(names)), [spec.named(name).title for name in names])
+        suffix = "loss" if of_matrix else "overall"
+        for teacher in spec.teachers:
+            called = teacher.removeprefix("run:")
+            value = result.measurement.summary.get(f"{called}_{suffix}")
+            if isinstance(value, int | float):
+                axes.axvline(scale * value, color=_TEACHER, linestyle=":", linewidth=1)
+                axes.annotate(
+                    called, (scale * value, len(names) - 0.4), rotation=90, fontsize=8, color=_TEACHER, va="top"
+                )
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=_LIGHT, linewidth=0.5)
+        steps = f"{int(result.measurement.summary['steps']) * 128:,} samples"
+        axes.set_xlabel("held-out denoising loss" if of_matrix else "scenes-dev, % of pictures", color=_INK)
+        every = "one seed" if of_matrix else f"{len(result.measurement.seeds)} seeds, each a point"
+        axes.set_title(f"{steps}, {every}", loc="left", fontsize=10, color=_INK)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _matrix_table(spec: ExperimentSpec, result: Result) -> str:
+    summary, losses = result.measurement.summary, _samples(result, "_loss")
+    lines = [f"`python -m vega_diffusion.benchmarks {MATRIX}`: {summary['steps']} steps of 128 samples, one seed.", ""]
+    lines += ["| configuration | held-out loss | samples/s |", "|---|---|---|"]
+    for name in sorted(losses, key=lambda one: losses[one][0]):
+        rate = summary.get(f"{name}_samples_per_s", "")
+        lines.append(f"| `{name}`: {spec.named(name).title} | {losses[name][0]:.5f} | {rate} |")
+    for teacher in spec.teachers:
+        called = teacher.removeprefix("run:")
+        if f"{called}_loss" in summary:
+            lines.append(f"| {called}, a teacher | {summary[f'{called}_loss']:.5f} | |")
+    return "\n".join(lines)
+
+
+def _seeds_table(spec: ExperimentSpec, result: Result) -> str:
+    summary, scores = result.measurement.summary, _samples(result, "_overall")
+    head = f"`python -m vega_diffusion.benchmarks {SEEDS}`: {summary['steps']} steps of 128 samples, seeds "
+    lines = [head + ", ".join(map(str, result.measurement.seeds)) + ".", ""]
+    lines += [
+        f"| configuration | scenes-dev, %, each seed | mean | less `{spec.baseline}` (95 %) |",
+        "|---|---|---|---|",
+    ]
+    for name in sorted(scores, key=lambda one: -sum(scores[one])):
+        each = ", ".join(f"{100 * value:.1f}" for value in scores[name])
+        mean = 100 * sum(scores[name]) / len(scores[name])
+        difference = _difference(summary, name, spec.baseline)
+        lines.append(f"| `{name}`: {spec.named(name).title} | {each} | {mean:.1f} | {difference} |")
+    for teacher in spec.teachers:
+        called = teacher.removeprefix("run:")
+        value = summary.get(f"{called}_overall")
+        if isinstance(value, int | float):
+            lines.append(f"| {called}, a teacher | {100 * value:.1f} | {100 * value:.1f} | |")
+    pairs = [f"`{b}` less `{a}`: {_difference(summary, b, a)}" for a, b in spec.pairs if f"{b}_less_{a}" in summary]
+    return "\n".join(lines) + ("\n\n" + "; ".join(pairs) + "." if pairs else "")
+
+
+def _difference(summary: dict[str, float | int | str], name: str, other: str) -> str:
+    value = summary.get(f"{name}_less_{other}")
+    if not isinstance(value, int | float):
+        return ""
+    low, high = (100 * float(part) for part in str(summary[f"{name}_less_{other}_interval"]).split(" to "))
+    return f"{100 * value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _samples(result: Result, suffix: str) -> dict[str, list[float]]:
+    samples = result.measurement.samples
+    return {name.removesuffix(suffix): values for name, values in samples.items() if name.endswith(suffix)}
+
+
+def _newest(results: Sequence[Result], case: str) -> Result | None:
+    return max((one for one in results if one.case == case), key=lambda one: one.finished, default=None)
