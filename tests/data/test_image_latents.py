@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vega_diffusion.cli.main import main
-from vega_diffusion.data.image_latents import ImageLatents, cut_to, pixels_of, time_ids
+from vega_diffusion.data.image_latents import ImageLatents
 from vega_diffusion.data.picture_folder import FolderPictures
 from vega_diffusion.data.picture_index import Picture, index_pictures
+from vega_diffusion.data.picture_views import middle_of, pixels_of, time_ids
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.models.checkpoint import load_autoencoder
 from vega_diffusion.models.detect import load_spec
@@ -93,7 +94,7 @@ def source_of(recipe: Path, *changes: str) -> Any:
     ],
 )
 def test_a_picture_is_scaled_to_cover_and_cut_from_the_middle(size, bucket, scaled, top, left):
-    cut = cut_to(size, bucket)
+    cut = middle_of(size, bucket)
     assert (cut.scaled, cut.top, cut.left) == (scaled, top, left)
     picture = Picture(0, "a.png", "a wall", size, "", 0)
     assert time_ids(picture, bucket) == [size[1], size[0], top, left, bucket[1], bucket[0]]
@@ -156,7 +157,7 @@ def test_latents_are_those_of_the_autoencoder(recipe: Path, folder: Path):
     bucket = next(one for one in source.buckets if one.size == (160, 96))
     with torch.no_grad():
         found = vae.encode(pixels_of((folder / "2.png").read_bytes(), (160, 96))[None]).latent_dist  # type: ignore[union-attr]
-    stored = torch.from_numpy(np.array(bucket.posteriors[bucket.rows[0]])).float()
+    stored = torch.from_numpy(np.array(bucket.posteriors[bucket.rows[0][0]])).float()
     torch.testing.assert_close(stored, torch.cat([found.mean, found.std]), rtol=1e-2, atol=1e-2)
 
 

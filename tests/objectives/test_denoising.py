@@ -11,13 +11,14 @@ from vega_diffusion.diffusion.parameterisation import training_target
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.diffusion.schedule import scaled_linear
 from vega_diffusion.diffusion.weighting import min_snr_weight
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.models.unet import build_unet
-from vega_diffusion.objectives.build import build_objective, build_schedule
+from vega_diffusion.objectives.build import build_denoising, build_objective, build_schedule
 from vega_diffusion.objectives.conditioning import encode_tokens
 from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.specs.architecture import NoiseScheduleSpec
-from vega_diffusion.specs.objective import DenoisingSpec
+from vega_diffusion.specs.objective import DenoisingSpec, TimestepBiasSpec
 from vega_diffusion.specs.presets import preset
 
 POSITIONS = range(40, 44)
@@ -125,3 +126,55 @@ def test_schedules_are_built_as_the_model_says(kind):
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": kind, "rescale_betas_zero_snr": True}
     reference = DDPMScheduler(num_train_timesteps=500, **config)
     torch.testing.assert_close(build_schedule(spec).alphas_cumprod, reference.alphas_cumprod, rtol=2e-4, atol=1e-6)
+
+
+def test_a_samples_own_weight_scales_its_loss():
+    weight = torch.tensor([2.0, 0.6, 2.0, 0.6])
+    plain = loss_of("epsilon", 5.0, error=0.5)[0]
+    weighted = loss_of("epsilon", 5.0, error=0.5, loss_weight=weight)[0]
+    torch.testing.assert_close(weighted.per_sample, plain.per_sample * weight)
+    torch.testing.assert_close(weighted.parts["mse"], plain.parts["mse"])
+
+
+def question_of(**settings):
+    data = batch()
+    task = build_denoising(DenoisingSpec(**settings), preset("vega-mini"), {})
+    return task, task.question(nn.Module(), data, PositionRng(3, POSITIONS)), data.tensors["latents"]
+
+
+def test_offset_noise_is_one_number_a_channel_in_input_and_target():
+    task, plain, _ = question_of()
+    _, moved, x0 = question_of(noise_offset=0.1)
+    offset = moved.target - plain.target
+    torch.testing.assert_close(offset, offset[:, :, :1, :1].expand_as(offset))
+    torch.testing.assert_close(
+        offset[:, :, 0, 0], 0.1 * PositionRng(3, POSITIONS).normal((4, 1, 1), "noise_offset")[:, :, 0, 0]
+    )
+    torch.testing.assert_close(moved.x_t, task.schedule.add_noise(x0, moved.target, moved.timesteps))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_what_is_predicted_may_differ_from_the_models_own(kind):
+    task, asked, x0 = question_of(prediction_type=kind)
+    noise = PositionRng(3, POSITIONS).normal(x0.shape[1:], "noise")
+    torch.testing.assert_close(asked.target, training_target(kind, task.schedule, x0, noise, asked.timesteps))
+
+
+def test_biased_timesteps_are_as_often_as_the_spec_says():
+    bias = TimestepBiasSpec(begin=200, end=300, multiplier=4.0)
+    task = build_denoising(DenoisingSpec(timestep_bias=bias), preset("vega-mini"), {})
+    drawn = task._timesteps(PositionRng(0, range(20_000)))
+    inside = ((drawn >= 200) & (drawn < 300)).float().mean().item()
+    assert inside == pytest.approx(400 / 1300, abs=0.015)  # four standard deviations
+    assert (drawn.min().item(), drawn.max().item()) == (0, 999)
+    never = TimestepBiasSpec(begin=0, end=999, multiplier=1e-9)
+    only = build_denoising(DenoisingSpec(timestep_bias=never), preset("vega-mini"), {})
+    assert set(only._timesteps(PositionRng(0, range(50))).tolist()) == {999}
+
+
+def test_a_range_of_timesteps_must_be_one():
+    with pytest.raises(InvalidValue, match="timestep_bias.begin: 5 .* less than end 5"):
+        TimestepBiasSpec(begin=5, end=5, multiplier=2.0)
+    beyond = DenoisingSpec(timestep_bias=TimestepBiasSpec(begin=5, end=1001, multiplier=2.0))
+    with pytest.raises(InvalidValue, match="timestep_bias.end: 1001 .* at most 1000"):
+        build_denoising(beyond, preset("vega-mini"), {})

@@ -113,9 +113,11 @@ def test_missing_and_broken_files(tmp_path):
 def test_identity_ignores_only_what_moves_no_weight(path):
     recipe = TrainRecipe.read(path)
     free = TrainRecipe.read(
-        path, ["steps=200", "save_every=1", "keep=9", "log_every=3", "sample_every=4", "micro_batch_size=2"]
+        path,
+        ["steps=200", "save_every=1", "keep=9", "log_every=3", "sample_every=4", "micro_batch_size=2"]
+        + ["samples.num_steps=4", "samples.prompts=['a cat']", "tracker=wandb"],
     )
-    assert len(MAY_CHANGE) == 8
+    assert len(MAY_CHANGE) == 10
     assert recipe.digest() == free.digest()
     assert free.changed_keys(recipe.identity()) == []
     for change in ("seed=1", "optimizer.eps=1e-7", "model.weights.vae=x", "ema.warmup=3", "data.mix.white_rate=0.2"):
@@ -128,6 +130,16 @@ def test_every_field_is_in_the_identity_or_free(path):
     keys = set(TrainRecipe.read(path).identity())
     top = {key.split(".")[0] for key in keys}
     assert top | MAY_CHANGE == set(TrainRecipe.model_fields)
+
+
+def test_a_recipe_saved_before_there_was_a_setting_still_stands(path):
+    old = TrainRecipe.read(path).identity()
+    for key in ("model.dtype", "channels_last", "compile"):
+        old.pop(key)
+    assert TrainRecipe.read(path).changed_keys(old) == []
+    assert TrainRecipe.read(path, ["channels_last=true"]).changed_keys(old) == ["channels_last"]
+    old.pop("optimizer.lr")
+    assert TrainRecipe.read(path, ["optimizer.lr=2e-4"]).changed_keys(old) == ["optimizer.lr"]
 
 
 def test_none_is_no_value(path):

@@ -59,7 +59,7 @@ def test_a_stage_may_change_more_than_the_student():
     assert (last.model.surgery.teacher, last.model.surgery.map) == ("run:run.512", "same")
     with pytest.raises(InvalidValue, match="map: 'same' .* two shapes"):
         find_map("same", VEGA.unet, SDXL.unet)
-    with pytest.raises(VegaError, match="data.image_latents.resolution: 1"):
+    with pytest.raises(VegaError, match="data.resolution: 1"):
         bad = '[{ name = "a", base = "vega", map = "vega", steps = 440_000, changes = ["data.resolution=1"] }]'
         expand(TrainRecipe.read(RECIPE.with_name("vega-distill-sdxl-cached.toml"), [f"stages={bad}"]), "run")
 

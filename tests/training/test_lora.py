@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from safetensors.torch import load_file
 
 from vega_diffusion.cli.main import main
 from vega_diffusion.errors import InvalidValue, UnreadableModel
+from vega_diffusion.models.checkpoint import load_text_encoder, load_unet
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.lora import add_lora, is_adapter, load_lora, lora_tensors, save_lora
+from vega_diffusion.models.lora_algebra import product
+from vega_diffusion.models.lora_layouts import MapTree, neutral_path
+from vega_diffusion.models.lora_weights import load_lora_for
 from vega_diffusion.models.measure import example_inputs
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.lora import LORA_FILE, LoraSpec
@@ -126,8 +131,38 @@ def test_adapters_alone_move_and_a_run_resumes_exactly(recipe: Path, capsys: pyt
     assert "model.lora.rank: changed from 4 to 8" in capsys.readouterr().err
     assert main(["train", str(recipe), "--run-name", "warm", "--init-from", "vega-mini"]) == 2
     assert "nothing with model.lora" in capsys.readouterr().err
-    assert main(["export", "straight", str(recipe.parent / "model")]) == 2
-    assert "holds adapters" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace('unet = "vega-mini"', 'unet = "run:straight"'))
+    assert main(["train", str(recipe), "--run-name", "after"]) == 2
+    assert "run:straight: holds adapters and no unet weights; export it first" in capsys.readouterr().err
+
+
+def test_a_run_of_adapters_is_exported_with_them_merged(recipe: Path, tmp_path: Path):
+    recipe.write_text(RECIPE.replace("TRAIN", '["unet", "text_encoder"]').replace("steps = 4", "steps = 2"))
+    assert main(["train", str(recipe), "--run-name", "run"]) == 0
+    folder = tmp_path / "model"
+    assert main(["export", "run", str(folder)]) == 0
+    base, spec = resolve_model("vega-mini"), load_spec(folder)
+    adapters = load_lora_for(RunDirectory("run").ema / LORA_FILE, MapTree.of_spec(spec))
+    assert {name: len(maps) for name, maps in adapters.items()} == {"unet": 120, "text_encoder": 16}
+    for component, read in (
+        ("unet", lambda place: load_unet(place, spec.unet, torch.float32)),
+        ("text_encoder", lambda place: load_text_encoder(place, "text_encoder", spec.text_encoder, torch.float32)),
+    ):
+        before, after = (dict(read(place).named_parameters()) for place in (base, folder))
+        moved = set()
+        for name, value in before.items():
+            own = adapters[component].get(neutral_path(component, name.removesuffix(".weight")))
+            expected = value if own is None else value + product(own)
+            torch.testing.assert_close(after[name], expected, rtol=0, atol=1e-6)
+            moved |= {name} if not torch.equal(after[name], value) else set()
+        assert len(moved) >= 0.75 * len(adapters[component]), "the last layer of the text encoder learns nothing"
+    made = json.loads((folder / "vega.json").read_text())["provenance"]["components"]
+    assert made["unet"]["run"] == made["text_encoder"]["run"] == "run"
+    assert made["unet"]["started_from"] != {}
+    assert "run" not in made["vae"] or made["vae"]["run"] != "run"
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(folder, variant="fp16", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.to(torch.float32)("a cat", num_inference_steps=1, height=128, width=128).images[0].size == (128, 128)
 
 
 @pytest.mark.parametrize("train", ['["unet"]', '["unet", "text_encoder", "text_encoder_2"]'])
@@ -138,6 +173,8 @@ def test_stock_diffusers_loads_what_was_published(recipe: Path, train: str):
     with safe_open(folder / LORA_FILE, "pt") as file:
         names = list(file.keys())
     assert {name.split(".")[0] for name in names} == set(TrainRecipe.read(recipe).model.train)
+    # the level that transformers 5 dropped and every other reader expects
+    assert all(".text_model." in name for name in names if name.startswith("text_encoder"))
 
     parts = build_parts(TrainRecipe.read(recipe))
     averages = load_file(RunDirectory("run").states / "step-00000004/ema.safetensors")

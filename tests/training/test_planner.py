@@ -15,7 +15,10 @@ from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.presets import preset
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.meta_attention import fused_attention
-from vega_diffusion.training.planner import plan_run
+from vega_diffusion.training.optimizer import build_optimizer
+from vega_diffusion.training.planner import _said_of_optimizer, plan_run
+from vega_diffusion.training.rounding import BUCKET
+from vega_diffusion.training.student import Student
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = ["steps=10", "lr_schedule.warmup_steps=1", "micro_batch_size=4", "batch_size=8"]
@@ -55,6 +58,46 @@ def test_memory_adds_up(plan):
     assert plan.optimizer_gib == pytest.approx(4 * 4 * plan.trained_parameters / 2**30)
     assert plan.total_gib == pytest.approx(plan.weights_gib + plan.optimizer_gib + plan.activations_gib)
     assert 0 < plan.seconds_estimate < 3600
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16"), [("adamw", False), ("adamw_8bit", True), ("adafactor", False), ("prodigy", True)]
+)
+def test_a_plan_counts_what_the_optimizer_really_holds(kind, bf16):
+    """The moments of vega-mini's U-Net after a step, gradients and average, in fp32 or with bf16 weights."""
+    changes = [f"optimizer={{kind='{kind}'}}", "micro_batch_size=1", "batch_size=1"]
+    if bf16:
+        changes += ["model.dtype=bf16", "optimizer.stochastic_rounding=true"]
+    recipe = TrainRecipe.read(RECIPES / "vega-mini-denoise-cpu.toml", changes)
+    unet = build_unet(preset("vega-mini").unet)
+    plain = recipe.optimizer.model_copy(update={"stochastic_rounding": False})
+    optimizer = build_optimizer(plain, Student({"unet": unet}))
+    for parameter in unet.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(
+        value.nbytes
+        for values in optimizer.state.values()
+        for key, value in values.items()
+        if isinstance(value, Tensor) and value.ndim and not key.startswith("qmap")
+    )
+    plan = plan_run(recipe, torch.device("cpu"))
+    trained, size = count_parameters(unet), 2 if bf16 else 4
+    if bf16:
+        held += 8 * (trained if kind == "prodigy" else min(trained, BUCKET))  # copies in fp32
+    assert plan.trained_parameters == trained
+    assert plan.weights_gib == pytest.approx(size * trained / 2**30)
+    assert plan.optimizer_gib == pytest.approx((held + (size + 4) * trained) / 2**30)
+    assert f"optimizer   {kind}: {held / trained:.2f} bytes a trained parameter" in str(plan)
+    assert ("bf16 weights rounded by chance" in str(plan)) == bf16
+
+
+def test_a_plan_says_which_package_is_not_here(monkeypatch):
+    monkeypatch.setattr("vega_diffusion.training.optimizer.find_spec", lambda name: None)
+    recipe = TrainRecipe.read(RECIPES / "vega-mini-denoise-cpu.toml", ["optimizer={kind='adamw_8bit'}"])
+    lacks = "not here: it needs bitsandbytes, pip install 'vega-diffusion[optimizers]'"
+    assert _said_of_optimizer(recipe, 21, 10) == f"adamw_8bit: 2.10 bytes a trained parameter; {lacks}"
 
 
 def test_activations_grow_with_the_micro_batch_alone():

@@ -33,6 +33,7 @@ CASES: dict[str, str] = {
     "distillation-seeds": "vega_diffusion.benchmarks.distillation_seeds",
     "distillation-step": "vega_diffusion.benchmarks.distillation_step",
     "full-size-step": "vega_diffusion.benchmarks.full_size_step",
+    "adaptation": "vega_diffusion.benchmarks.adaptation",
     "training-step": "vega_diffusion.benchmarks.training_step",
 }
 

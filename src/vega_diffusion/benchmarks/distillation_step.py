@@ -77,9 +77,9 @@ def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
     from vega_diffusion.objectives.build import build_objective
     from vega_diffusion.specs.recipe import TrainRecipe
     from vega_diffusion.training.attention import attention_kernel
+    from vega_diffusion.training.encoders import load_vae
     from vega_diffusion.training.optimizer import build_optimizer
     from vega_diffusion.training.run import build_parts
-    from vega_diffusion.training.sources import load_vae
 
     changes, recalled, cached = CASES[name]
     recipe = TrainRecipe.read(path, changes)

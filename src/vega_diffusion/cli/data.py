@@ -82,6 +82,8 @@ def scenes(
     output: Annotated[str, tyro.conf.arg(metavar="FOLDER")],
     seed: int = 0,
     split: str = "train",
+    filter: Annotated[str | None, text("NAME", "none")] = None,
+    subject: Annotated[str | None, text("NAME", "none")] = None,
     icons: Annotated[str | None, text("FOLDER", "$VEGA_HOME/icons, else the sample in the package")] = None,
     json: bool = False,
 ) -> int:
@@ -94,6 +96,8 @@ def scenes(
         output: Folder for them, new or begun by the same command.
         seed: Names the stream of scenes.
         split: train, held-out, dev, test or all.
+        filter: Put all pictures behind a filter style: neon, blueprint, sketch or pixel.
+        subject: Show this subject alone in every scene, as "black-and-white cat".
         icons: Folder that vega data icons filled.
         json: Print one JSON object as the last line.
     """
@@ -103,6 +107,7 @@ def scenes(
     from vega_diffusion.data.scenes.atlas import SpriteAtlas
     from vega_diffusion.data.scenes.folder import write_scene_folder
     from vega_diffusion.data.scenes.scene import STYLES
+    from vega_diffusion.data.scenes.subjects import find_subject
     from vega_diffusion.data.scenes.vocabulary import load_vocabulary
     from vega_diffusion.training.run_directory import vega_home
 
@@ -112,7 +117,16 @@ def scenes(
 
     folder = Path(output).expanduser()
     with tqdm(total=count, unit="scene", file=sys.stderr, disable=None) as bar:
-        result = write_scene_folder(folder, load_atlas, count=count, seed=seed, split=split, progress=bar.update)
+        result = write_scene_folder(
+            folder,
+            load_atlas,
+            count=count,
+            seed=seed,
+            split=split,
+            filter_name=filter,
+            subject=None if subject is None else find_subject(subject),
+            progress=bar.update,
+        )
     report = {"folder": str(folder), "count": count, "seed": seed, "split": split, **result}
     kept = f" ({result['kept']} were there already)" if result["kept"] else ""
     print(jsonlib.dumps(report) if json else f"{count} scenes in {folder}{kept}")
@@ -214,7 +228,7 @@ def curate(
         json: Print one JSON object as the last line.
     """
     from vega_diffusion.specs.data import ImageLatentsSpec
-    from vega_diffusion.training.sources import open_pictures
+    from vega_diffusion.training.picture_sources import open_pictures
 
     filters = {
         "min_size_px": min_size,

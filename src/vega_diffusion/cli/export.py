@@ -31,6 +31,8 @@ def export(
 ) -> int:
     """Write a run's averaged weights and the frozen ones beside them in diffusers' layout, with a model card.
 
+    Adapters are merged into the weights they were trained on; the file of adapters itself stays in the run's folder.
+
     Args:
         run: Name of a run in $VEGA_HOME/runs, with or without "run:".
         folder: Where the model goes; replaced at the end if it is there.

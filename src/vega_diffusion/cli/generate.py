@@ -54,6 +54,7 @@ def generate(
     mask: Annotated[str | None, text("IMAGE")] = None,
     original_size: Annotated[str | None, text("HEIGHTxWIDTH", "the picture's")] = None,
     crop_top_left: Annotated[str | None, text("TOPxLEFT", "0x0")] = None,
+    lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE@WEIGHT"), tyro.conf.UseAppendAction] = (),
     device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
     dtype: Annotated[str, text("auto|float32|bfloat16|float16", "auto")] = "auto",
     output: Annotated[str | None, text("FILE.png|FOLDER", DEFAULT_FOLDER)] = None,
@@ -80,6 +81,7 @@ def generate(
         mask: Picture, white where to redraw.
         original_size: Size conditioning.
         crop_top_left: Crop conditioning.
+        lora: LoRA file of either layout, with a weight (1 unless given); give it again for several.
         device: Where to run.
         dtype: Number format of the networks.
         output: A PNG file for one picture, or a folder; files that are there are never replaced in a folder.
@@ -104,6 +106,7 @@ def generate(
         "mask": mask,
         "original_size": _pair("original_size", original_size),
         "crop_top_left": _pair("crop_top_left", crop_top_left),
+        "loras": list(lora) or None,
     }
     given = {field: value for field, value in fields.items() if value is not None}
     if from_ is None:

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("vega_diffusion.cli.inspect", "parameters, work and layout of a model (read-only)"),
     "train": ("vega_diffusion.cli.train", "train by a recipe; resumes exactly"),
     "export": ("vega_diffusion.cli.export", "what a run trained, as a model folder with a card"),
+    "convert": ("vega_diffusion.cli.convert", "LoRA files: other layouts, merged, extracted, resized"),
     "evaluate": ("vega_diffusion.cli.evaluate", "how well a model follows prompts, and comparisons"),
     "map": ("vega_diffusion.cli.map", "layer maps: which teacher block a student's block comes from"),
     "data": ("vega_diffusion.cli.data", "icons, captioned scenes and checks of them"),
@@ -25,7 +26,6 @@ VERBS: dict[str, tuple[str, str]] = {
 
 RESERVED: dict[str, str] = {
     "benchmark": "speed and memory",
-    "convert": "checkpoint formats and adapters",
     "serve": "the HTTP server and page",
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vega_diffusion.cli.arguments import parse
-from vega_diffusion.errors import InvalidValue
+from vega_diffusion.errors import InvalidValue, MissingFile
 
 if TYPE_CHECKING:
     from vega_diffusion.specs.recipe import TrainRecipe
@@ -119,6 +119,7 @@ def _train(recipe: TrainRecipe, directory: RunDirectory, arguments: TrainArgumen
 
 
 def _plan(chain: list[tuple[str, TrainRecipe]], arguments: TrainArguments) -> int:
+    from vega_diffusion.training.data_report import report_data
     from vega_diffusion.training.loop import make_accelerator
     from vega_diffusion.training.planner import plan_run
 
@@ -126,13 +127,20 @@ def _plan(chain: list[tuple[str, TrainRecipe]], arguments: TrainArguments) -> in
     precise = chain[0][1].model_copy(update={"mixed_precision": "no"})
     device = make_accelerator(precise, arguments.device).device
     plans = {name: plan_run(recipe, device) for name, recipe in chain}
+    try:
+        data = report_data(chain[-1][1])
+    except MissingFile as missing:  # a plan may be for another machine, where the pictures lie
+        print(f"the plan says nothing of the pictures: {missing}", file=sys.stderr)
+        data = None
     if arguments.json:
-        last = plans[chain[-1][0]].to_dict()
+        last = plans[chain[-1][0]].to_dict() | ({"data": data.to_dict()} if data else {})
         stages = {name: plans[name].to_dict() for name, _ in chain[:-1]}
         print(json.dumps(last | ({"stages": stages} if stages else {})))
         return 0
     for name, plan in plans.items():
         print(f"{name}\n{plan}" if len(plans) > 1 else plan)
+    if data is not None:
+        print(data)
     return 0
 
 

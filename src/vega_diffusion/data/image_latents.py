@@ -1,7 +1,7 @@
 """Captioned pictures as training samples: aspect buckets, latents encoded once, captions cached or live.
 
-What is stored is each picture's posterior at the size of its bucket, under the hash of its file: changing one picture
-encodes one. What does not live here: finding the pictures (`picture_index`) and the order (`buckets`).
+What is stored is the posterior of each view of a picture (`picture_views`), under the hash of its file: changing one
+picture encodes one. What does not live here: finding the pictures (`picture_index`) and the order (`buckets`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from vega_diffusion.data.batches import Batch, SampleKey
 from vega_diffusion.data.buckets import BucketOrder, Size, bucket_sizes, nearest_bucket
 from vega_diffusion.data.content_cache import ContentCache
 from vega_diffusion.data.curation import CurationReport
-from vega_diffusion.data.picture_index import Picture, PictureIndex, opened
+from vega_diffusion.data.picture_index import Picture, PictureIndex
+from vega_diffusion.data.picture_views import View, middle_of, pixels_of, time_ids, views_of
 from vega_diffusion.data.prompt_cache import PromptCache
 from vega_diffusion.data.row_cache import Progress
 from vega_diffusion.data.tokens import Tokenize
@@ -28,38 +28,14 @@ from vega_diffusion.specs.data import ImageLatentsSpec
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a picture comes to its bucket's size: scaled to `scaled` (width, height), cut out from (`top`, `left`)."""
-
-    scaled: Size
-    top: int
-    left: int
-
-
-def cut_to(size: Size, bucket: Size) -> Cut:
-    """Return the smallest scaling that covers a bucket, and the cut from its middle."""
-    scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    scaled = (max(bucket[0], round(size[0] * scale)), max(bucket[1], round(size[1] * scale)))
-    return Cut(scaled, (scaled[1] - bucket[1]) // 2, (scaled[0] - bucket[0]) // 2)
-
-
-def pixels_of(content: bytes, bucket: Size) -> Tensor:
-    """Return a picture's file at a bucket's size, fp32 `[3, H, W]` in [-1, 1]; transparent parts are white."""
-    picture = opened(content)
-    cut = cut_to(picture.size, bucket)
-    picture = picture.resize(cut.scaled, Image.Resampling.LANCZOS)
-    picture = picture.crop((cut.left, cut.top, cut.left + bucket[0], cut.top + bucket[1]))
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
 class Bucket:
-    """The pictures of one size, their numbers in the folder, and their rows in the store of that size."""
+    """The pictures of one size: their numbers in the index, each one's views, and the views' rows in the store."""
 
     size: Size
     numbers: tuple[int, ...]
+    views: tuple[tuple[View, ...], ...]
     posteriors: np.ndarray
-    rows: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
 
 
 def open_buckets(
@@ -85,33 +61,70 @@ def open_buckets(
     Raises:
         VegaError: The disk is full or a picture is gone; what was encoded is kept.
     """
+    buckets, ready = [], 0
+    total = len(index.pictures) * spec.variants
+    for size, numbers in sort_into_buckets(index, spec).items():
+        shape = (2, int(vae.config["latent_channels"]), size[1] // downscale, size[0] // downscale)  # type: ignore[index]
+        identity: dict[str, str | int] = {"format": 1, "vae": vae_digest, "size": f"{size[0]}x{size[1]}"}
+        if spec.interpolation != "lanczos":
+            identity["interpolation"] = spec.interpolation
+        store = ContentCache(root, identity, shape)
+        buckets.append(
+            _open_bucket(
+                spec, index, vae, store, size, numbers, lambda done, _, before=ready: progress(before + done, total)
+            )
+        )
+        ready += len(numbers) * spec.variants
+        progress(ready, total)
+    return buckets
+
+
+def _open_bucket(
+    spec: ImageLatentsSpec,
+    index: PictureIndex,
+    vae: nn.Module,
+    store: ContentCache,
+    size: Size,
+    numbers: Sequence[int],
+    progress: Progress,
+) -> Bucket:
+    """Return the bucket of one size, encoding the views that its store does not have yet."""
+    views = [views_of(index.pictures[number], size, spec) for number in numbers]
+    asked: dict[str, tuple[Picture, View]] = {}
+    keys = []
+    for number, some in zip(numbers, views, strict=True):
+        for view in some:
+            keys.append(_key(index.pictures[number], view, size))
+            asked[keys[-1]] = (index.pictures[number], view)
+
+    def encode(part: Sequence[str]) -> np.ndarray:
+        return _encode(
+            vae, [pixels_of(index.read(asked[key][0]), size, asked[key][1], spec.interpolation) for key in part]
+        )
+
+    posteriors, rows = store.rows(keys, encode, progress=progress)
+    of_picture = [tuple(rows[start : start + spec.variants]) for start in range(0, len(rows), spec.variants)]
+    return Bucket(size, tuple(numbers), tuple(views), posteriors, tuple(of_picture))
+
+
+def sort_into_buckets(index: PictureIndex, spec: ImageLatentsSpec) -> dict[Size, list[int]]:
+    """Return (width, height) -> numbers of the pictures that go there."""
     sizes = bucket_sizes(spec.resolution_px, spec.bucket_step_px, spec.max_aspect)
     members: dict[Size, list[int]] = {}
     for number, picture in enumerate(index.pictures):
         members.setdefault(nearest_bucket(picture.size, sizes), []).append(number)
-    buckets, ready = [], 0
-    for size, numbers in sorted(members.items()):
-        keys = [index.pictures[number].sha256 for number in numbers]
-        pictures = dict(zip(keys, (index.pictures[number] for number in numbers), strict=True))
-        shape = (2, int(vae.config["latent_channels"]), size[1] // downscale, size[0] // downscale)  # type: ignore[index]
-        store = ContentCache(root, {"format": 1, "vae": vae_digest, "size": f"{size[0]}x{size[1]}"}, shape)
-        posteriors, rows = store.rows(
-            keys,
-            lambda part, known=pictures, to=size: _encode(vae, [index.read(known[key]) for key in part], to),
-            progress=lambda done, _, before=ready: progress(before + done, len(index.pictures)),
-        )
-        buckets.append(Bucket(size, tuple(numbers), posteriors, tuple(rows)))
-        ready += len(numbers)
-        progress(ready, len(index.pictures))
-    return buckets
+    return dict(sorted(members.items()))
+
+
+def _key(picture: Picture, view: View, size: Size) -> str:
+    """Return what a view's posterior is kept under: the middle under the file's hash alone."""
+    return picture.sha256 if view == middle_of(picture.size, size) else f"{picture.sha256} {view.key}"
 
 
 @torch.no_grad()
-def _encode(vae: nn.Module, files: Sequence[bytes], size: Size) -> np.ndarray:
+def _encode(vae: nn.Module, pixels: Sequence[Tensor]) -> np.ndarray:
     """Return fp16 posteriors `[N, 2, C, H, W]`, means and standard deviations."""
-    place = next(vae.parameters())
-    pixels = torch.stack([pixels_of(content, size) for content in files]).to(place)
-    found = vae.encode(pixels).latent_dist  # type: ignore[operator]
+    found = vae.encode(torch.stack(list(pixels)).to(next(vae.parameters()))).latent_dist  # type: ignore[operator]
     return torch.stack([found.mean, found.std], dim=1).half().cpu().numpy()
 
 
@@ -129,6 +142,7 @@ class ImageLatents:
         encoding: Identity of autoencoder and tokenizers.
         prompts: The captions as frozen encoders read them; None gives token ids.
         report: What became of the collection.
+        held_out: The pictures that were kept apart, where some were.
     """
 
     def __init__(
@@ -143,8 +157,9 @@ class ImageLatents:
         encoding: str,
         prompts: PromptCache | None = None,
         report: CurationReport | None = None,
+        held_out: ImageLatents | None = None,
     ) -> None:
-        self.report = report
+        self.report, self.held_out = report, held_out
         self.spec, self.index, self.buckets, self.tokenize = spec, index, tuple(buckets), tokenize
         self.scaling_factor, self.listing, self.encoding, self.prompts = scaling_factor, listing, encoding, prompts
         self.order = BucketOrder([len(bucket.numbers) for bucket in buckets], block, spec.seed)
@@ -161,14 +176,18 @@ class ImageLatents:
             raise ValueError(f"positions {list(positions)[:3]}... are of {len(numbers)} buckets")
         bucket = self.buckets[numbers.pop()]
         rng = PositionRng(derive_seed(self.spec.seed, "samples"), positions)
-        posteriors = torch.from_numpy(np.stack([bucket.posteriors[bucket.rows[item]] for _, item in items])).float()
+        drawn = [(item, self._variant(position)) for position, (_, item) in zip(positions, items, strict=True)]
+        rows = [bucket.rows[item][variant] for item, variant in drawn]
+        posteriors = torch.from_numpy(np.stack([bucket.posteriors[row] for row in rows])).float()
         mean, std = posteriors.unbind(1)
         latents = (mean + std * rng.normal(mean.shape[1:], "posterior")) * self.scaling_factor
         pictures = [self.index.pictures[bucket.numbers[item]] for _, item in items]
         kept = rng.uniform("empty") >= self.spec.empty_caption_rate
         chosen = [bucket.numbers[item] if keep else None for (_, item), keep in zip(items, kept.tolist(), strict=True)]
         captions = ["" if number is None else self.index.pictures[number].caption for number in chosen]
-        tensors = {"latents": latents, "time_ids": torch.tensor([time_ids(one, bucket.size) for one in pictures])}
+        views = [bucket.views[item][variant] for item, variant in drawn]
+        ids = [time_ids(one, bucket.size, view) for one, view in zip(pictures, views, strict=True)]
+        tensors = {"latents": latents, "time_ids": torch.tensor(ids)}
         tensors |= self._condition(chosen, captions)
         if self.spec.empty_condition == "zeros":
             tensors["keep"] = kept
@@ -182,9 +201,14 @@ class ImageLatents:
             number, item = self.order.item(position)
             bucket = self.buckets[number]
             picture = self.index.pictures[bucket.numbers[item]]
-            said = f"{picture.sha256} {time_ids(picture, bucket.size)} {picture.caption!r}"
+            view = bucket.views[item][self._variant(position)]
+            said = f"{picture.sha256} {time_ids(picture, bucket.size, view)} {picture.caption!r}"
+            said += " mirrored" if view.mirrored else ""
             found.append(SampleKey(f"{made} {said} at {position}", tuple(bucket.posteriors.shape[2:])))
         return found
+
+    def _variant(self, position: int) -> int:
+        return derive_seed(self.spec.seed, position, "variant") % self.spec.variants
 
     def _condition(self, chosen: Sequence[int | None], captions: Sequence[str]) -> dict[str, Tensor]:
         if self.prompts is not None:
@@ -196,12 +220,3 @@ class ImageLatents:
     def fingerprint(self) -> str:
         """Return the identity of pictures, captions, autoencoder and tokenizers."""
         return f"image_latents {self.listing} {self.encoding} block={self.order.block}"
-
-
-def time_ids(picture: Picture, bucket: Size) -> list[float]:
-    """Return SDXL's size and crop numbers: own height and width, top and left of the cut, target height and width.
-
-    Source: Podell et al. 2023, section 2.2 (arXiv 2307.01952).
-    """
-    cut, (width, height) = cut_to(picture.size, bucket), picture.own_size
-    return [float(value) for value in (height, width, cut.top, cut.left, bucket[1], bucket[0])]

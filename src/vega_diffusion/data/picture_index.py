@@ -12,13 +12,14 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
 from vega_diffusion.data.near_duplicates import look_hash
+from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import VegaError
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -89,6 +90,26 @@ class Picture:
         return (width, height) if isinstance(width, int) and isinstance(height, int) else self.size
 
 
+class Captioned:
+    """A collection of which one caption is said, whatever captions it has of its own.
+
+    Args:
+        collection: The pictures.
+        caption: Said of each.
+    """
+
+    def __init__(self, collection: Collection, caption: str) -> None:
+        self.collection, self.caption, self.name = collection, caption, collection.name
+
+    def entries(self) -> list[Entry]:
+        """Return all pictures with that caption."""
+        return [replace(entry, caption=self.caption) for entry in self.collection.entries()]
+
+    def read(self, number: int) -> bytes:
+        """Return the file of entry `number`."""
+        return self.collection.read(number)
+
+
 @dataclass(frozen=True)
 class PictureIndex:
     """Usable pictures in the collection's order, and reason -> names of those left out."""
@@ -113,6 +134,14 @@ class PictureIndex:
         if hashlib.sha256(content).hexdigest() != picture.sha256:
             raise VegaError(f"{self.collection.name}: {picture.name} has changed since it was indexed; start again")
         return content
+
+    def split(self, count: int, seed: int) -> tuple[PictureIndex, PictureIndex]:
+        """Return `count` pictures chosen by (seed, file), and the others, both in the collection's order."""
+        drawn = sorted(self.pictures, key=lambda one: (derive_seed(seed, one.sha256, "chosen"), one.number))[:count]
+        chosen = {one.number for one in drawn}
+        first = tuple(one for one in self.pictures if one.number in chosen)
+        rest = tuple(one for one in self.pictures if one.number not in chosen)
+        return replace(self, pictures=first), replace(self, pictures=rest)
 
     def __str__(self) -> str:
         reasons = "; ".join(f"{len(names):,} {reason} (first {names[0]})" for reason, names in self.left_out.items())
@@ -158,11 +187,16 @@ def index_pictures(
 def opened(content: bytes) -> Image.Image:
     """Return a picture from its file, turned as it is shown, RGB, with white behind what is transparent.
 
+    Of an animation it is the first picture, of 16 bits a channel the upper ones.
+
     Raises:
         OSError: It is no picture or is cut short.
     """
     with Image.open(io.BytesIO(content)) as picture:
-        turned = ImageOps.exif_transpose(picture).convert("RGBA")
+        turned = ImageOps.exif_transpose(picture)
+        if turned.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255 instead of scaling
+            turned = turned.convert("I").point(lambda level: level / 257).convert("L")
+        turned = turned.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert("RGB")
 
 

@@ -34,6 +34,13 @@ class TokenizerPair:
         )
         return first, second
 
+    def lost(self, caption: str) -> str:
+        """Return the end of a caption that is cut off, empty where everything is read."""
+        tokenizer = self.tokenizers[0]
+        ids = tokenizer(caption, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        room = self.length - 2  # the start and end tokens
+        return str(tokenizer.decode(ids[room:])).strip() if len(ids) > room else ""
+
     def digest(self) -> str:
         """Return a hash of vocabularies, merges and padding."""
         parts = [f"{t.backend_tokenizer.to_str()}|{t.pad_token}" for t in self.tokenizers]

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.adapters import Adapters, LoadedLora
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, StepState, denoise
 from vega_diffusion.inference.metadata import PictureRecord
@@ -84,7 +85,8 @@ class Engine:
         """
         self.components = components
         self.max_batch = max_batch
-        self._texts: OrderedDict[tuple[str, str, str], EncodedText] = OrderedDict()
+        self.adapters = Adapters(components)
+        self._texts: OrderedDict[tuple[object, ...], EncodedText] = OrderedDict()
         self._texts_lock = Lock()
 
     @classmethod
@@ -135,10 +137,13 @@ class Engine:
         """
         sources = Sources.open(request, pictures or {})
         resolved = request.resolved(self.components.spec.generation, sources.size)
-        prompt, guidance, warnings = self._conditioned(resolved)
+        loras = self.adapters.load(resolved.loras)
+        with self.adapters.injected(loras):
+            prompt, guidance, warnings = self._conditioned(resolved, loras)
         for first in range(0, resolved.num_images, self.max_batch):
             indices = range(first, min(first + self.max_batch, resolved.num_images))
-            latents = self._denoised(resolved, indices, prompt, guidance, sources, on_step, is_cancelled)
+            with self.adapters.injected(loras):
+                latents = self._denoised(resolved, indices, prompt, guidance, sources, on_step, is_cancelled)
             if self.components.low_memory and indices.stop == resolved.num_images:
                 self.components.release("unet")
             for index, row in zip(indices, latents.split(1), strict=True):
@@ -146,7 +151,7 @@ class Engine:
                 yield GeneratedImage(
                     tensor_to_picture(image),
                     _seed(resolved, index),
-                    self._record(resolved, index, sources),
+                    self._record(resolved, index, sources, loras),
                     warnings + decode_warnings,
                 )
 
@@ -164,7 +169,8 @@ class Engine:
             Warnings about what may move single pixels: another device or version of torch.
 
         Raises:
-            VegaError: The weights, or an initial picture that the request still names, are not those of the record.
+            VegaError: The weights, or an initial picture or LoRA that the request still names, are not those of the
+                record.
         """
         if record.model_digest != self.components.digest:
             raise VegaError(
@@ -179,6 +185,7 @@ class Engine:
             name = getattr(request, field)
             if name == getattr(record.request, field) and then != now:
                 raise VegaError(f"{field}: {name!r} has changed since; allowed: the same picture; name another one")
+        self.adapters.check(request.loras, dict(zip(record.request.loras, record.loras_sha256, strict=False)))
         here = {"device": self.components.device.type, "torch": version("torch")}
         there = {"device": record.device, "torch": record.software.get("torch", "?")}
         return tuple(
@@ -187,20 +194,22 @@ class Engine:
             if here[key] != there[key]
         )
 
-    def _conditioned(self, request: GenerateRequest) -> tuple[Conditioning, Guidance, tuple[str, ...]]:
+    def _conditioned(
+        self, request: GenerateRequest, loras: tuple[LoadedLora, ...]
+    ) -> tuple[Conditioning, Guidance, tuple[str, ...]]:
         """Encode the prompts of a resolved request: its row, its guidance, and warnings."""
         assert request.guidance_scale is not None, "a resolved request"
-        prompt = self._encoded(request.prompt, request.prompt_syntax, "prompt")
+        prompt = self._encoded(request.prompt, request.prompt_syntax, "prompt", loras)
         negative: EncodedText | None = None
         # U-Nets distilled to take the scale as an input do their own guidance.
         if request.guidance_scale > 1 and self.components.spec.unet.time_cond_proj_dim is None:
             if request.negative_prompt is not None:
-                negative = self._encoded(request.negative_prompt, request.prompt_syntax, "negative_prompt")
+                negative = self._encoded(request.negative_prompt, request.prompt_syntax, "negative_prompt", loras)
             elif self.components.spec.force_zeros_for_empty_prompt:
                 negative = prompt.zeros()
             else:
-                negative = self._encoded("", "plain", "negative_prompt")
-            prompt, negative = self._equally_long(prompt, negative)
+                negative = self._encoded("", "plain", "negative_prompt", loras)
+            prompt, negative = self._equally_long(prompt, negative, loras)
         if self.components.low_memory:
             self.components.release("text")
         sizes = time_ids(request, self.components.dtype, self.components.device)
@@ -208,23 +217,25 @@ class Engine:
         warnings = prompt.warnings + (() if negative is None else negative.warnings)
         return as_conditioning(prompt, sizes), guidance, warnings
 
-    def _equally_long(self, first: EncodedText, second: EncodedText) -> tuple[EncodedText, EncodedText]:
+    def _equally_long(
+        self, first: EncodedText, second: EncodedText, loras: tuple[LoadedLora, ...]
+    ) -> tuple[EncodedText, EncodedText]:
         """Lengthen the shorter of two texts; only weighted ones differ."""
         length = max(first.prompt_embeds.shape[1], second.prompt_embeds.shape[1])
         if first.prompt_embeds.shape[1] == second.prompt_embeds.shape[1]:
             return first, second
-        empty = self._encoded("", "plain", "prompt")
+        empty = self._encoded("", "plain", "prompt", loras)
         return padded(first, length, empty), padded(second, length, empty)
 
-    def _encoded(self, text: str, syntax: str, field: str) -> EncodedText:
-        """Encode a text, or take it from the small cache of recent ones."""
-        key = (text, syntax, field)
+    def _encoded(self, text: str, syntax: str, field: str, loras: tuple[LoadedLora, ...]) -> EncodedText:
+        """Encode a text, or take it from the small cache of recent ones under the same LoRAs of text encoders."""
+        key = (text, syntax, field, self.adapters.text_key(loras))
         with self._texts_lock:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key]
         encode = encode_weighted if syntax == "weighted" else encode_plain
-        encoded = encode(self.components.text_stack(), text, field)
+        encoded = encode(self.adapters.text_stack(), text, field)
         with self._texts_lock:
             self._texts[key] = encoded
             if len(self._texts) > _CACHED_TEXTS:
@@ -252,7 +263,7 @@ class Engine:
         if guidance.negative is not None:
             guidance = Guidance(guidance.scale, guidance.negative.repeated(rows))
         return denoise(
-            self.components.unet(),
+            self.adapters.unet(),
             scheduler,
             timesteps,
             start.latents,
@@ -279,7 +290,9 @@ class Engine:
         image, _ = decode_latents(self.components.vae(), latents.to(self.components.dtype))
         return tensor_to_picture(image)
 
-    def _record(self, request: GenerateRequest, index: int, sources: Sources) -> PictureRecord:
+    def _record(
+        self, request: GenerateRequest, index: int, sources: Sources, loras: tuple[LoadedLora, ...]
+    ) -> PictureRecord:
         """Return what made image `index`, as a request for that image alone."""
         return PictureRecord(
             request=request.model_copy(update={"seed": _seed(request, index), "num_images": 1}),
@@ -290,6 +303,7 @@ class Engine:
             software={name: version(name) for name in ("vega-diffusion", "torch", "diffusers")},
             init_image_sha256=sources.init_image_sha256,
             mask_sha256=sources.mask_sha256,
+            loras_sha256=tuple(lora.sha256 for lora in loras),
         )
 
 

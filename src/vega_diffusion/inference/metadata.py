@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.specs.base import Spec, as_vega_error
+from vega_diffusion.specs.lora import WeightedLora
 from vega_diffusion.specs.request import GenerateRequest
 
 RECORD_KEY = "vega"
@@ -35,6 +36,7 @@ class PictureRecord(Spec):
         software: Versions: vega-diffusion, torch, diffusers.
         init_image_sha256: Of the initial picture's file.
         mask_sha256: Of the mask's file.
+        loras_sha256: Of the LoRA files, in the order of `request.loras`.
     """
 
     version: int = 1
@@ -46,6 +48,7 @@ class PictureRecord(Spec):
     software: dict[str, str]
     init_image_sha256: str | None = None
     mask_sha256: str | None = None
+    loras_sha256: tuple[str, ...] = ()
 
 
 def parameters_text(record: PictureRecord, sampler_name: str) -> str:
@@ -70,6 +73,9 @@ def parameters_text(record: PictureRecord, sampler_name: str) -> str:
     }
     if request.init_image is not None:
         settings["Denoising strength"] = request.strength
+    if request.loras:
+        uses = map(WeightedLora.parse, request.loras)
+        settings["LoRAs"] = " + ".join(f"{Path(use.file).name.replace(',', ' ')}@{use.weight:g}" for use in uses)
     settings["Version"] = f"vega-diffusion {record.software['vega-diffusion']}"
     lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
     return "\n".join(lines)

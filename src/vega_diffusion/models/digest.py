@@ -26,10 +26,14 @@ def model_digest(folder: Path, dtype: torch.dtype | None = None) -> str:
     """
     total = hashlib.sha256()
     for path in _files(folder, dtype):
-        status = path.stat()
-        content = _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
-        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, remembered by path, size and time of change."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
 def _files(folder: Path, dtype: torch.dtype | None) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vega_diffusion.errors import InvalidValue, UnreadableModel
+from vega_diffusion.models.lora_file import Adapter, LoraFile, read_lora, write_lora
+from vega_diffusion.models.lora_layouts import neutral_path
 from vega_diffusion.specs.lora import LORA_FILE, LoraSpec
 
 ADAPTER = "default"
@@ -73,20 +73,33 @@ def is_adapter(name: str) -> bool:
 def save_lora(folder: Path, networks: Mapping[str, nn.Module]) -> None:
     """Write the adapters of networks into one file that `pipe.load_lora_weights` reads, scale and targets included.
 
+    Text encoders get the names that files have held all along, whatever the installed transformers calls them.
+
     Args:
         folder: Is made; the file in it is `pytorch_lora_weights.safetensors`.
         networks: `unet`, `text_encoder`, `text_encoder_2`: those that have adapters.
     """
-    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+    adapters = {
+        f"{component}.{path}": adapter
+        for component, network in networks.items()
+        for path, adapter in adapters_of(network, component).items()
+    }
+    write_lora(folder / LORA_FILE, LoraFile("diffusers", adapters))
 
-    given: dict[str, Any] = {}
-    for name, network in networks.items():
-        given[f"{name}_lora_layers"] = lora_tensors(network)
-        described = network.peft_config[ADAPTER].to_dict()  # type: ignore[index]
-        # PEFT keeps targets in a set, whose order differs from process to process.
-        given[f"{name}_lora_adapter_metadata"] = described | {"target_modules": sorted(described["target_modules"])}
-    StableDiffusionXLPipeline.save_lora_weights(str(folder), weight_name=LORA_FILE, **given)
-    _sort_metadata(folder / LORA_FILE)
+
+def adapters_of(network: nn.Module, component: str) -> dict[str, Adapter]:
+    """Return an adapted network's adapters by the neutral paths of their maps, fp32."""
+    config: Any = network.peft_config[ADAPTER]  # type: ignore[index]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in lora_tensors(network).items():
+        path, _, role = name.removesuffix(".weight").rpartition(".")
+        parts.setdefault(neutral_path(component, path), {})[role] = tensor
+    found = {}
+    for path, given in parts.items():
+        magnitude = given.get("lora_magnitude_vector")
+        length = None if magnitude is None else magnitude.flatten()
+        found[path] = Adapter(given["lora_A"], given["lora_B"], float(config.lora_alpha), length)
+    return found
 
 
 def lora_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -102,24 +115,24 @@ def load_lora(network: nn.Module, file: Path, component: str) -> None:
         UnreadableModel: The file holds other adapters.
     """
     prefix = f"{component}."
-    tensors = {name.removeprefix(prefix): t for name, t in load_file(file).items() if name.startswith(prefix)}
-    wanted = lora_tensors(network)
-    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in wanted.items()}:
+    read = read_lora(file)
+    given = {name.removeprefix(prefix): one for name, one in read.adapters.items() if name.startswith(prefix)}
+    if {path: _traits(one) for path, one in given.items()} != {
+        path: _traits(one) for path, one in adapters_of(network, component).items()
+    }:
         raise UnreadableModel(f"{file}: holds other adapters than this {component} has; name the file of its own run")
+    tensors = {}
+    for name, own in lora_tensors(network).items():
+        path, _, role = name.removesuffix(".weight").rpartition(".")
+        adapter = given[neutral_path(component, path)]
+        value = {"lora_A": adapter.down, "lora_B": adapter.up, "lora_magnitude_vector": adapter.magnitude}[role]
+        assert value is not None, "compared above"
+        tensors[name] = value.reshape(own.shape)
     set_peft_model_state_dict(network, tensors, adapter_name=ADAPTER)
 
 
-def _sort_metadata(file: Path) -> None:
-    """Put a safetensors file's metadata into order in place, since its writer shuffles them: equal adapters, equal files."""
-    with file.open("r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        if len(text) != length:
-            raise AssertionError(f"{file}: the header changed its length")
-        stream.seek(8)
-        stream.write(text)
+def _traits(adapter: Adapter) -> tuple[object, ...]:
+    return adapter.up.shape, adapter.down.shape, adapter.magnitude is None
 
 
 def _ends(name: str, target: str) -> bool:

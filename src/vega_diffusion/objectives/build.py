@@ -11,6 +11,7 @@ from torch import nn
 from vega_diffusion.data.scenes.targets import mention_sizes, slot_sizes
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.diffusion.schedule import NoiseSchedule, linear, scaled_linear, squared_cosine
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.objectives.autoencoding import Autoencoding
 from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.objectives.distillation import Distillation
@@ -62,8 +63,16 @@ def build_objective(
 
 
 def build_denoising(spec: DenoisingSpec, model: ModelSpec, frozen: dict[str, nn.Module]) -> Denoising:
-    """Return the denoising task of a model."""
-    return Denoising(spec, model.schedule.prediction_type, build_schedule(model.schedule), frozen)
+    """Return the denoising task of a model.
+
+    Raises:
+        InvalidValue: The spec's range of timesteps goes beyond the schedule's.
+    """
+    last, bias = model.schedule.num_train_timesteps, spec.timestep_bias
+    if bias is not None and bias.end > last:
+        raise InvalidValue("objective.timestep_bias.end", bias.end, f"at most {last}", "lower it")
+    predicted = spec.prediction_type or model.schedule.prediction_type
+    return Denoising(spec, predicted, build_schedule(model.schedule), frozen)
 
 
 def build_schedule(spec: NoiseScheduleSpec) -> NoiseSchedule:

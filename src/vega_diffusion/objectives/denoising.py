@@ -63,7 +63,7 @@ class Denoising:
 
     Batches hold `latents [B, C, H, W]` (scaled, fp32), `time_ids [B, 6]` and the text: either `prompt_embeds` and
     `pooled_prompt_embeds`, or `input_ids` and `input_ids_2`, which are encoded here, by the student's own encoders
-    where it has them. `keep`, bool `[B]`, is False where the condition is to be zeros.
+    where it has them. `keep`, bool `[B]`, is False where the condition is to be zeros. `loss_weight [B]` scales losses.
 
     Args:
         spec: Weighting.
@@ -94,22 +94,36 @@ class Denoising:
         """Return the weighted loss; the part `mse` is the unweighted error."""
         question = self.question(student, batch, rng)
         mse = squared_error(question.ask(student.get_submodule("unet")), question.target)
-        return Loss.from_samples(mse * self.weights(question.timesteps), {"mse": mse})
+        return Loss.from_samples(mse * self.weights(question.timesteps, batch), {"mse": mse})
 
     def question(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Question:
         """Draw timesteps and noise for a batch and encode its condition."""
         x0 = batch.tensors["latents"]
-        timesteps = rng.integers(0, self.schedule.num_timesteps, "timestep")
+        timesteps = self._timesteps(rng)
         noise = rng.normal(x0.shape[1:], "noise")
+        if self.spec.noise_offset:
+            noise = noise + self.spec.noise_offset * rng.normal((x0.shape[1], 1, 1), "noise_offset")
         x_t = self.schedule.add_noise(x0, noise, timesteps)
         target = training_target(self.prediction_type, self.schedule, x0, noise, timesteps)
         return Question(x_t, timesteps, *self.condition(student, batch), target)
 
-    def weights(self, timesteps: Tensor) -> Tensor:
-        """Return each sample's loss weight, `[B]`."""
-        if self.spec.min_snr_gamma is None:
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        return min_snr_weight(self.schedule.snr(timesteps), self.spec.min_snr_gamma, self.prediction_type)
+    def weights(self, timesteps: Tensor, batch: Batch | None = None) -> Tensor:
+        """Return each sample's loss weight, `[B]`: that of its timestep times the batch's own `loss_weight`."""
+        weights = torch.ones_like(timesteps, dtype=torch.float32)
+        if self.spec.min_snr_gamma is not None:
+            weights = min_snr_weight(self.schedule.snr(timesteps), self.spec.min_snr_gamma, self.prediction_type)
+        own = None if batch is None else batch.tensors.get("loss_weight")
+        return weights if own is None else weights * own
+
+    def _timesteps(self, rng: PositionRng) -> Tensor:
+        """Draw int64 `[B]`, those of the spec's range `multiplier` times as often as others."""
+        number, bias = self.schedule.num_timesteps, self.spec.timestep_bias
+        if bias is None:
+            return rng.integers(0, number, "timestep")
+        shares = torch.ones(number, dtype=torch.float64)
+        shares[bias.begin : bias.end] *= bias.multiplier
+        ends = (shares.cumsum(0) / shares.sum()).to(rng.device)
+        return torch.searchsorted(ends, rng.uniform("timestep").double(), right=True).clamp(max=number - 1)
 
     def condition(self, student: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return `prompt_embeds` and the added condition (`text_embeds`, `time_ids`)."""

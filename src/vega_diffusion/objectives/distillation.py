@@ -65,7 +65,7 @@ class Distillation:
         total = spec.task_weight * terms["mse"] + spec.output_weight * terms["output"]
         if "feature" in terms:
             total = total + spec.feature_weight * terms["feature"]
-        return Loss.from_samples(total * self.denoising.weights(question.timesteps), terms)
+        return Loss.from_samples(total * self.denoising.weights(question.timesteps, batch), terms)
 
     def _compare(
         self,

@@ -34,7 +34,7 @@ class Spec(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise as_vega_error(error) from error
+            raise as_vega_error(error, text) from error
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -87,10 +87,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise VegaError(f"{path}: not valid TOML ({error}); mend the file") from error
 
 
-def as_vega_error(error: ValidationError) -> VegaError:
-    """Turn pydantic's report into one line that names field, value, what is allowed and the remedy."""
+def as_vega_error(error: ValidationError, text: str | None = None) -> VegaError:
+    """Turn pydantic's report into one line that names field, value, what is allowed and the remedy.
+
+    Args:
+        error: The report.
+        text: The JSON text that was wrong; without it, a path may hold the `kind` of a table as a step of its own.
+    """
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or error.title
+    field = ".".join(_steps(first["loc"], text)) or error.title
     rest = error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     cause = first.get("ctx", {}).get("error")
@@ -103,3 +108,19 @@ def as_vega_error(error: ValidationError) -> VegaError:
     allowed = first["msg"].removeprefix("Value error, ")
     allowed = allowed[:1].lower() + allowed[1:]
     return InvalidValue(field, first["input"], allowed, f"change the value{more}")
+
+
+def _steps(path: tuple[int | str, ...], text: str | None) -> list[str]:
+    """Return a path's steps as a user would write them: pydantic puts a union's `kind` between a table and its key."""
+    try:
+        at: Any = None if text is None else json.loads(text)
+    except ValueError:
+        at = None
+    steps = []
+    for step in path:
+        if isinstance(at, dict) and step not in at and step == at.get("kind"):
+            continue
+        steps.append(str(step))
+        known = isinstance(at, dict) or (isinstance(at, list) and isinstance(step, int) and step < len(at))
+        at = (at.get(step) if isinstance(at, dict) else at[int(step)]) if known else None
+    return steps

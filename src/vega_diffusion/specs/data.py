@@ -93,17 +93,49 @@ class SceneChecksSpec(StrictSpec):
     icons: str | None = None
 
 
+class PriorSpec(StrictSpec):
+    """Other pictures that a run must go on drawing as it did: of a subject's class, or plain ones beside a style.
+
+    Every other sample is one of them, with size and crop conditions of its own. Where `folder` holds fewer than
+    `num_pictures`, the model before training draws the rest from `caption` with seeds from `seed` on; without `folder`
+    they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the folder's pictures have captions of their own, and
+    nothing is drawn. `weight` scales their loss against that of the run's own pictures.
+
+    Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242).
+    """
+
+    caption: str | None = None
+    folder: str | None = None
+    num_pictures: PositiveInt = 100
+    weight: NonNegativeFloat = 1.0
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if self.caption is None:
+            if self.folder is None:
+                raise InvalidValue("data.prior.caption", None, "a text, or a folder with captions", "give one")
+            for name in ("num_pictures", "seed"):
+                if name in self.model_fields_set:
+                    said = "nothing without data.prior.caption"
+                    raise InvalidValue(f"data.prior.{name}", getattr(self, name), said, "remove it")
+        return self
+
+
 class ImageLatentsSpec(StrictSpec):
     """Captioned latents of pictures, encoded once by the frozen autoencoder and kept on disk.
 
     The pictures are in exactly one of three places. `folder`: files with captions in `metadata.jsonl`, `metadata.csv`
     or text files beside them. `shards`: a folder of `.tar` files as WebDataset and img2dataset write them. `dataset`: a
     data set of the Hub or a folder that the library `datasets` reads, of which `split` and `image_column` are taken.
-    `filters` leaves pictures out.
+    `filters` leaves pictures out. `caption` is said of every picture instead of captions of their own. `max_pictures`
+    takes that many, chosen by `seed`.
 
-    Every picture goes to the bucket of the nearest aspect ratio, is scaled to cover it and cut from the middle; sizes
-    of buckets are multiples of `bucket_step_px` with at most `resolution_px`^2 pixels and sides at most `max_aspect`
-    apart. The picture's own size and the cut are the size and crop condition. Empty captions are as for scenes.
+    Every picture goes to the bucket of the nearest aspect ratio, is scaled to cover it and cut out, from the middle or
+    anywhere (`crop`); a share `flip_rate` is mirrored. Cuts and mirrorings are drawn `variants` times for every picture
+    and encoded, each with its own crop condition; one of them is drawn whenever the picture comes up. Sizes of buckets
+    are multiples of `bucket_step_px` with at most `resolution_px`^2 pixels and sides at most `max_aspect` apart: 1
+    means squares alone. The picture's own size and the cut are the size and crop condition. Empty captions are as for scenes.
     """
 
     kind: Literal["image_latents"] = "image_latents"
@@ -113,11 +145,18 @@ class ImageLatentsSpec(StrictSpec):
     split: str = "train"
     image_column: str = "image"
     caption_column: str = "text"
+    caption: str | None = None
+    max_pictures: PositiveInt | None = None
     filters: CurationSpec = CurationSpec()
+    prior: PriorSpec | None = None
     seed: NonNegativeInt = 0
     resolution_px: PositiveInt = 1024
     bucket_step_px: PositiveInt = 64
     max_aspect: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "lanczos"
+    crop: Literal["center", "random"] = "center"
+    flip_rate: Fraction = 0.0
+    variants: PositiveInt = 1
     empty_caption_rate: Fraction = 0.1
     empty_condition: Literal["zeros", "encoded"] = "zeros"
 
@@ -137,7 +176,16 @@ class ImageLatentsSpec(StrictSpec):
                 f"a divisor of resolution_px {self.resolution_px}",
                 "change it",
             )
+        if self.variants > 1 and not self.augmented:
+            raise InvalidValue("data.variants", self.variants, "1 without random crops or flips", "remove it")
+        if self.prior is not None and self.max_aspect != 1.0:
+            raise InvalidValue("data.max_aspect", self.max_aspect, "1.0 (squares) with data.prior", "set it to 1.0")
         return self
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a picture may be cut or mirrored in more than one way."""
+        return self.crop == "random" or self.flip_rate > 0
 
 
 DataSpec = Annotated[

@@ -1,11 +1,17 @@
-"""Low-rank adapters as data: rank, scale and where they sit. The adapters themselves are in `models/lora.py`."""
+"""Low-rank adapters as data: rank, scale and where they sit, and which files act how strongly.
+
+The adapters themselves are in `models/lora.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from pathlib import PurePath
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.optimizer import StrictSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -31,3 +37,34 @@ class LoraSpec(StrictSpec):
     targets: tuple[str, ...] = ATTENTION
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     dora: bool = False
+
+
+MAX_WEIGHT = 10.0
+
+
+class WeightedLora(NamedTuple):
+    """A LoRA as it is named: its file (or folder) and how strongly it acts."""
+
+    file: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str, field: str = "loras") -> WeightedLora:
+        """Read "FILE" or "FILE@WEIGHT".
+
+        What follows the last @ is the weight, unless it is a part of a path or ends as a file's name does.
+
+        Raises:
+            InvalidValue: No file, or a weight that is no number from -10 to 10; `field` is what to call it.
+        """
+        file, at, tail = text.rpartition("@")
+        if not at or "/" in tail or PurePath(tail).suffix == ".safetensors":
+            file, tail = text, "1"
+        try:
+            weight = float(tail)
+        except ValueError:
+            weight = math.nan
+        if not file.strip() or not abs(weight) <= MAX_WEIGHT:  # also refuses NaN
+            allowed = f"FILE or FILE@WEIGHT, a weight from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+            raise InvalidValue(field, text, allowed, "write it as style.safetensors@0.8")
+        return cls(file, weight)

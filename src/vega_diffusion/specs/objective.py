@@ -5,23 +5,46 @@ The losses themselves are in `objectives/`, in files of the same stem.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.optimizer import StrictSpec
+
+
+class TimestepBiasSpec(StrictSpec):
+    """Timesteps that are drawn more often than others: those in [begin, end), `multiplier` times as often.
+
+    Source: the option of that name in diffusers' training script for SDXL.
+    """
+
+    begin: NonNegativeInt
+    end: PositiveInt
+    multiplier: PositiveFloat
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.begin >= self.end:
+            raise InvalidValue("timestep_bias.begin", self.begin, f"less than end {self.end}", "change one")
+        return self
 
 
 class DenoisingSpec(StrictSpec):
     """Predict the noise (or v, or x0) in latents; text encoders are trained along where the recipe says so.
 
     `min_snr_gamma` caps the weight of easy timesteps; without it every timestep weighs the same. What the network
-    predicts and the noise schedule belong to the model.
+    predicts and the noise schedule belong to the model, unless `prediction_type` says otherwise. `noise_offset` adds
+    so much of one number a channel to the noise, for darker and brighter pictures (arXiv 2305.08891, section 5.1 cites
+    it).
     """
 
     kind: Literal["denoising"] = "denoising"
     min_snr_gamma: PositiveFloat | None = 5.0
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    noise_offset: NonNegativeFloat = 0.0
+    timestep_bias: TimestepBiasSpec | None = None
 
 
 class AutoencodingSpec(StrictSpec):

@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.specs.base import read_toml
-from vega_diffusion.specs.data import DataSpec
+from vega_diffusion.specs.data import DataSpec, ImageLatentsSpec
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.lora import LoraSpec
 from vega_diffusion.specs.objective import ObjectiveSpec
-from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, StrictSpec
+from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, OptimizerSpec, StrictSpec
 
 Component = Literal["unet", "vae", "text_encoder", "text_encoder_2", "checker"]
 
@@ -44,7 +44,8 @@ DATA_KINDS: dict[str, tuple[str, ...]] = {
 # The modules that make latents.
 ENCODER = ("vae.encoder", "vae.quant_conv")
 
-# Keys that a resumed run may change: they move no weight of the steps already done.
+# Keys and tables that a resumed run may change: they move no weight of the steps already done. (What
+# samples.num_held_out keeps apart changes the samples themselves, which a resumed run compares.)
 MAY_CHANGE = frozenset(
     {
         "steps",
@@ -55,6 +56,8 @@ MAY_CHANGE = frozenset(
         "micro_batch_size",
         "activation_checkpointing",
         "sharding",
+        "samples",
+        "tracker",
     }
 )
 
@@ -84,6 +87,8 @@ class TrainedModelSpec(StrictSpec):
             averaged weights of another run. For a trained component these are its first weights.
         surgery: Makes the U-Net's first weights out of a teacher's by a layer map.
         lora: The trained components learn by low-rank adapters alone; what is published are the adapters.
+        dtype: In which weights are held. Adapters are always fp32; without them bf16 needs
+            `optimizer.stochastic_rounding`, and fp16 is for the frozen weights below adapters.
     """
 
     base: str
@@ -93,11 +98,31 @@ class TrainedModelSpec(StrictSpec):
     weights: dict[Component, str] = {}
     surgery: SurgerySpec | None = None
     lora: LoraSpec | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @property
     def keeps_latents(self) -> bool:
         """Whether an autoencoder learns to decode the latents it has: denoisers trained on them stay valid."""
         return set(ENCODER) <= set(self.freeze)
+
+
+class SamplesSpec(StrictSpec):
+    """Pictures and losses by which a run is watched, made every `sample_every` steps.
+
+    What is not given is the model's own: its guidance, negative prompt, sampler and steps, as `vega generate` uses
+    them. Image i of a prompt has the seed `seed` + i, every time. Previews take at most `budget` of a run's work: where
+    they would take more, they are made less often (the plan says how often). `num_held_out` samples that no step trains
+    on are asked for their loss, each at fixed timesteps with fixed noise.
+    """
+
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
+    num_images: PositiveInt = 1
+    num_steps: PositiveInt | None = None
+    guidance_scale: NonNegativeFloat | None = None
+    seed: NonNegativeInt = 0
+    budget: PositiveFloat = 0.03
+    num_held_out: NonNegativeInt = 0
 
 
 class StageSpec(StrictSpec):
@@ -128,14 +153,15 @@ class TrainRecipe(StrictSpec):
     same step. With `activation_checkpointing` the U-Net's blocks keep their inputs alone and compute the rest again on
     the way back: a third more work for a fraction of the memory. With `sharding` full every process keeps a part of
     weights, gradients, moments and averages; otherwise all of them. `compile` names modules of the trained components
-    to compile, such as `vae.encoder`. `max_grad_norm` clips the gradient's length. In a TOML file, "none" stands for
-    no value: `max_grad_norm = "none"` does not clip.
+    to compile, such as `vae.encoder`. `channels_last` lays out pictures and convolutions so that GPUs multiply them
+    faster. `tracker` gets numbers and samples beside `metrics.jsonl`. `max_grad_norm` clips the gradient's length. In a
+    TOML file, "none" stands for no value: `max_grad_norm = "none"` does not clip.
     """
 
     model: TrainedModelSpec
     data: DataSpec
     objective: ObjectiveSpec
-    optimizer: AdamWSpec = AdamWSpec()
+    optimizer: OptimizerSpec = AdamWSpec()
     lr_schedule: LrScheduleSpec = LrScheduleSpec()
     ema: EmaSpec | None = EmaSpec()
     seed: NonNegativeInt = 0
@@ -151,6 +177,9 @@ class TrainRecipe(StrictSpec):
     keep: PositiveInt = 2
     log_every: PositiveInt = 20
     sample_every: PositiveInt | None = None
+    samples: SamplesSpec = SamplesSpec()
+    tracker: Literal["tensorboard", "wandb"] | None = "tensorboard"
+    channels_last: bool = False
     stages: tuple[StageSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -184,6 +213,7 @@ class TrainRecipe(StrictSpec):
                 "nothing with model.lora: adapters are of no use without what they sit on",
                 "carve a folder with vega map carve and name it as model.base",
             )
+        self._check_pictures()
         if kind in ("scene_text", "scene_checking") and self.sample_every is not None:
             raise InvalidValue("sample_every", self.sample_every, f"nothing for {kind} (no pictures)", "remove it")
         self._check_module_names()
@@ -207,6 +237,21 @@ class TrainRecipe(StrictSpec):
                 "lr_schedule.warmup_steps", self.lr_schedule.warmup_steps, f"fewer than steps {self.steps}", "lower it"
             )
         return self
+
+    def _check_pictures(self) -> None:
+        """Check what holds only where a run has pictures of its own, or adapters."""
+        if isinstance(self.data, ImageLatentsSpec):
+            if self.data.prior is not None and self.micro_batch_size % 2:
+                pairs = "an even number with data.prior, whose samples come in pairs"
+                raise InvalidValue("micro_batch_size", self.micro_batch_size, pairs, "change it")
+        elif self.samples.num_held_out:
+            raise InvalidValue(
+                "samples.num_held_out", self.samples.num_held_out, "nothing but for image_latents", "remove it"
+            )
+        if self.model.dtype == "fp16" and self.model.lora is None:
+            raise InvalidValue("model.dtype", "fp16", "fp32 or bf16 without model.lora", "change it")
+        if self.channels_last and "unet" not in self.model.train:
+            raise InvalidValue("channels_last", True, "false where no U-Net is trained", "remove it")
 
     def _check_module_names(self) -> None:
         trained = set(self.model.train)
@@ -237,7 +282,8 @@ class TrainRecipe(StrictSpec):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights after a given step: every field but those of `MAY_CHANGE`, flattened."""
-        return {key: value for key, value in flatten(json.loads(self.to_json())).items() if key not in MAY_CHANGE}
+        fields = {name: value for name, value in json.loads(self.to_json()).items() if name not in MAY_CHANGE}
+        return flatten(fields)
 
     def digest(self) -> str:
         """Return the hash of `identity()`; equal recipes make equal runs."""
@@ -246,11 +292,14 @@ class TrainRecipe(StrictSpec):
     def changed_keys(self, other: dict[str, Any]) -> list[str]:
         """Return the keys whose values differ from another recipe's `identity()`.
 
-        A key that one of them does not have is like one that says nothing: recipes saved before there was a setting
-        still stand.
+        A key that the other does not have is like one at its default, and one that this does not have like one that
+        says nothing: recipes saved before there was a setting still stand.
         """
         mine = self.identity()
-        return sorted(key for key in mine.keys() | other.keys() if (mine.get(key) or None) != (other.get(key) or None))
+        chosen = flatten(json.loads(self.model_dump_json(exclude_defaults=True)))
+        silent = {key for key in mine.keys() - other.keys() if key not in chosen}
+        keys = (mine.keys() | other.keys()) - silent
+        return sorted(key for key in keys if (mine.get(key) or None) != (other.get(key) or None))
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

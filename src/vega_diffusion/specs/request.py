@@ -15,6 +15,7 @@ from pydantic import model_validator
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import GenerationDefaults
 from vega_diffusion.specs.base import Spec
+from vega_diffusion.specs.lora import WeightedLora
 
 SAMPLERS: tuple[str, ...] = (
     "euler",
@@ -59,6 +60,8 @@ class GenerateRequest(Spec):
         mask: Path of a picture, white where to redraw (inpainting); needs `init_image`.
         original_size: (height, width) in pixels that SDXL's size conditioning names. None: the picture's size.
         crop_top_left: (top, left) in pixels that SDXL's crop conditioning names. None: (0, 0).
+        loras: LoRA files that act on the model for these pictures, each as "FILE" or "FILE@WEIGHT"; weight 1 unless
+            given. Several add up; with none, or weights of 0, the model is as it was, bit for bit.
     """
 
     prompt: str
@@ -77,6 +80,7 @@ class GenerateRequest(Spec):
     mask: str | None = None
     original_size: tuple[int, int] | None = None
     crop_top_left: tuple[int, int] | None = None
+    loras: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _texts_are_usable(self) -> Self:
@@ -86,6 +90,8 @@ class GenerateRequest(Spec):
             text = getattr(self, field)
             if text is not None and len(text) > MAX_PROMPT_CHARACTERS:
                 raise InvalidValue(field, text, f"at most {MAX_PROMPT_CHARACTERS} characters", "shorten it")
+        for text in self.loras:
+            WeightedLora.parse(text)
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidValue("sampler", self.sampler, f"one of: {', '.join(SAMPLERS)}", "choose one of them")
         return self

@@ -28,8 +28,9 @@ from vega_diffusion.models.lora import save_lora
 from vega_diffusion.models.surgery import carve
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.known_maps import find_map
+from vega_diffusion.specs.objective import DenoisingSpec
 from vega_diffusion.specs.presets import PRESETS, preset
-from vega_diffusion.specs.recipe import SurgerySpec
+from vega_diffusion.specs.recipe import SurgerySpec, TrainRecipe
 from vega_diffusion.training.run_directory import run_weights
 from vega_diffusion.training.state import write_folder
 from vega_diffusion.training.student import Student
@@ -79,6 +80,19 @@ def find_spec(base: str) -> ModelSpec:
         VegaError: It is neither.
     """
     return preset(base) if base in PRESETS else load_spec(resolve_model(base))
+
+
+def model_spec(recipe: TrainRecipe) -> ModelSpec:
+    """Return the architecture that a recipe trains, predicting what its objective says.
+
+    Raises:
+        VegaError: There is no such preset, and no readable model folder either.
+    """
+    spec, objective = find_spec(recipe.model.base), recipe.objective
+    predicted = objective.prediction_type if isinstance(objective, DenoisingSpec) else None
+    if predicted is None:
+        return spec
+    return spec.model_copy(update={"schedule": spec.schedule.model_copy(update={"prediction_type": predicted})})
 
 
 def locate(reference: str, component: str) -> Path:

@@ -33,8 +33,9 @@ from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
 from vega_diffusion.training.ema import Ema
 from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
+from vega_diffusion.training.memory import free_memory, is_out_of_memory, smaller_micro_batch
 from vega_diffusion.training.metrics import Averages, MetricsLog
-from vega_diffusion.training.optimizer import build_optimizer, lr_factor, set_learning_rate
+from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
@@ -45,6 +46,7 @@ from vega_diffusion.training.state import (
     save_state,
 )
 from vega_diffusion.training.student import Student
+from vega_diffusion.training.trackers import open_tracker
 
 SampleFunction = Callable[[int, Student], dict[str, float]]
 """Called with the step and the student, which holds the averaged weights meanwhile; returns numbers for the log."""
@@ -94,6 +96,7 @@ def make_accelerator(recipe: TrainRecipe, device: str = "auto") -> Accelerator:
         raise InvalidValue("--device", device, here, "choose another")
     if cpu and recipe.mixed_precision == "fp16":
         raise InvalidValue("mixed_precision", "fp16", "no or bf16 on a CPU", "use --set mixed_precision=bf16")
+    check_optimizer(recipe, torch.device("cpu") if cpu or found is None else found)
     AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
     return Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
 
@@ -109,11 +112,12 @@ class Trainer:
         directory: Where states and metrics go; must exist.
         accelerator: From `make_accelerator`.
         publish: Writes the averaged weights where others can read them; None does not.
-        on_sample: Makes samples every `recipe.sample_every` steps; None does not.
+        on_sample: Makes samples; None does not.
         inputs: Names and hashes of what else decides the run (frozen weights); a resumed run must have the same.
         init_from: Where the first weights came from; a resumed run must not name another place.
         notes: Optimizer step -> what to say, and to log, when it begins.
         order: Position of the run -> sample, where the run goes through a fixed number of them; None takes each once.
+        sample_every: Steps between two calls of `on_sample`; the recipe's unless given.
         warn: Called with one line for what the user should know.
     """
 
@@ -131,9 +135,12 @@ class Trainer:
         init_from: str | None = None,
         notes: Mapping[int, str] | None = None,
         order: ShuffledOrder | None = None,
+        sample_every: int | None = None,
         warn: Callable[[str], None] = print_to_stderr,
     ) -> None:
         self.notes = dict(notes or {})
+        self.sample_every = sample_every or recipe.sample_every
+        self._micro_size = recipe.micro_batch_size  # smaller once memory has run out
         self._order = order
         self.recipe, self.source, self.directory, self.accelerator = recipe, source, directory, accelerator
         check_sharding(recipe, accelerator.num_processes)
@@ -150,7 +157,7 @@ class Trainer:
         self._module: nn.Module = LossModule(student, objective)
         if sharded:
             shard(self._module, accelerator.device, accelerator.num_processes)
-        self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student))
+        self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(recipe.optimizer, student, recipe.seed))
         self.ema = Ema(recipe.ema, student) if recipe.ema else None
         for name in recipe.compile:
             student.module_named(name, "compile").compile()
@@ -206,7 +213,7 @@ class Trainer:
         if recipe.compile:
             check_compiled(recipe.compile, dict(self.student.named_parameters()), self._backward_once)
         started, logged_at, logged_step = time.monotonic(), time.monotonic(), self.step
-        log = MetricsLog(self.directory.metrics, self.directory.tensorboard, self.step) if main else None
+        log = self._open_log() if main else None
         bar = tqdm(total=recipe.steps, initial=self.step, disable=not main, unit="step", dynamic_ncols=True)
         last: dict[str, float] = {}
         saved_step = self.step
@@ -231,7 +238,7 @@ class Trainer:
                         saved_step = self.step
                     if stopped:
                         raise RunStopped(stopped, self.step, str(self.directory.states))
-                    if recipe.sample_every and self._due(recipe.sample_every):
+                    if self.sample_every and self._due(self.sample_every):
                         self._sample(log)
                         logged_at = time.monotonic()
                         logged_step = self.step
@@ -256,13 +263,10 @@ class Trainer:
         # Objectives draw from PositionRng; a stray draw of a library must not make a resumed run differ either.
         torch.manual_seed(derive_seed(recipe.seed, "step", step, self.accelerator.process_index))
         lr = recipe.optimizer.lr * lr_factor(recipe.lr_schedule, step, recipe.steps)
-        set_learning_rate(self._torch_optimizer, lr)
-        positions, size = self.positions(step), recipe.micro_batch_size
-        starts = range(0, len(positions), size)
-        for start in starts:
-            last = start == starts[-1]
-            with nullcontext() if last else self._no_sync():
-                self._micro_step(step, positions[start : start + size], len(positions))
+        begin_step(self._torch_optimizer, step, lr)
+        while not self._gradients(step):
+            self.optimizer.zero_grad()
+            free_memory()  # not before: the error holds the step's tensors
         norm = self._clip()
         self._averages.add({"grad_norm": norm})
         if self.accelerator.scaler is None:
@@ -276,18 +280,42 @@ class Trainer:
         self.step = step + 1
         return lr
 
-    def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> None:
+    def _gradients(self, step: int) -> bool:
+        """Add up a step's gradients; False where memory ran out, and less is to be taken at once."""
+        positions, size = self.positions(step), self._micro_size
+        starts = range(0, len(positions), size)
+        found: list[tuple[dict[str, Tensor], float]] = []
+        try:
+            for start in starts:
+                last = start == starts[-1]
+                with nullcontext() if last else self._no_sync():
+                    found.append(self._micro_step(step, positions[start : start + size], len(positions)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._micro_size = smaller_micro_batch(self.recipe, size, self.accelerator.num_processes, error)
+            self.warn(
+                f"step {step}: out of memory with {size} samples at once; going on with {self._micro_size} at once, "
+                f"still {self.recipe.batch_size} a step"
+            )
+            return False
+        for values, share in found:
+            self._averages.add(values, weight=share)
+        return True
+
+    def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> tuple[dict[str, Tensor], float]:
+        """Add the gradient of some samples; return their losses and their share of the step."""
         batch, rng = self._drawn(positions)
         values = self._losses(batch, rng)
         total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
         self._guard.observe(step, rng.positions, per_sample, values)
-        self._averages.add({"loss": total} | values, weight=share)
         self.accelerator.backward(total * share)
+        return {"loss": total.detach()} | values, share
 
     def _backward_once(self) -> None:
         """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""
-        positions = self.positions(self.step)[: self.recipe.micro_batch_size]
+        positions = self.positions(self.step)[: self._micro_size]
         self.accelerator.backward(self._losses(*self._drawn(positions))["total"])
 
     def _drawn(self, positions: range) -> tuple[Batch, PositionRng]:
@@ -402,7 +430,9 @@ class Trainer:
         weights = whole(wanted, log is not None) if self.recipe.sharding == "full" else {}
         if log is None:
             return
-        with self._averaged(weights) as student, torch.no_grad():
+        # Weights in fp32 draw as `vega generate` does; others need autocast, as in training.
+        precision = nullcontext() if self.recipe.model.dtype == "fp32" else self.accelerator.autocast()
+        with self._averaged(weights) as student, torch.no_grad(), precision:
             student.to(self.accelerator.device).eval()
             numbers = self.on_sample(self.step, student)
         self.student.train()
@@ -410,6 +440,13 @@ class Trainer:
             self._mirror.to("cpu")
         if numbers:
             log.write(self.step, numbers)
+        for path in sorted(self.directory.samples.glob(f"step-{self.step:08d}*.png")):
+            log.picture(self.step, path)
+
+    def _open_log(self) -> MetricsLog:
+        recipe = self.recipe
+        tracker = open_tracker(recipe.tracker, self.directory, self.step, recipe.identity(), self.warn)
+        return MetricsLog(self.directory.metrics, tracker, self.step)
 
     @contextmanager
     def _averaged(self, weights: Mapping[str, Tensor]) -> Iterator[Student]:

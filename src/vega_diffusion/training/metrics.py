@@ -1,4 +1,4 @@
-"""A run's numbers: one JSON object a line in `metrics.jsonl`, and TensorBoard where it is installed.
+"""A run's numbers: one JSON object a line in `metrics.jsonl`, and with its pictures in TensorBoard or W&B.
 
 Sums are kept on the device and read once every `log_every` steps, so that a step never waits for the host.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,20 +42,35 @@ class Averages:
         return dict(zip(names, means.tolist(), strict=True))
 
 
+class Tracker(Protocol):
+    """Where numbers and pictures go beside the file."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take numbers of a step."""
+        ...
+
+    def picture(self, step: int, path: Path) -> None:
+        """Take a PNG of a step."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
 class MetricsLog:
-    """Writes numbers; only the main process has one that writes.
+    """Writes numbers and shows pictures; only the main process has one.
 
     Args:
         path: The JSONL file.
-        tensorboard: Folder of TensorBoard's files, used where tensorboard is installed; None never.
+        tracker: Gets the same numbers, and pictures; None where there is none.
         start_step: Step the run starts or resumes from; lines of later steps belong to a lost future and are removed.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None, start_step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, tracker: Tracker | None, start_step: int) -> None:
+        self.path, self._tracker = path, tracker
         _drop_lines_after(path, start_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run, closed by close())
-        self._writer = _summary_writer(tensorboard, start_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line and flush it."""
@@ -63,15 +78,19 @@ class MetricsLog:
         line |= {name: round(value, 8) for name, value in values.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.write(step, values)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show a PNG that lies in the run's folder."""
+        if self._tracker is not None:
+            self._tracker.picture(step, path)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -94,13 +113,3 @@ def _drop_lines_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _summary_writer(folder: Path | None, start_step: int) -> Any:
-    if folder is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step + 1)

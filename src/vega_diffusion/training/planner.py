@@ -27,6 +27,7 @@ from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.components import find_spec, seeded_component, unread_modules
 from vega_diffusion.training.example_batch import example_batch, latent_side
 from vega_diffusion.training.meta_attention import fused_attention
+from vega_diffusion.training.optimizer import missing_package, optimizer_bytes
 from vega_diffusion.training.run import HELPERS, captions_cached
 from vega_diffusion.training.student import Student
 from vega_diffusion.training.teachers import build_teachers
@@ -88,6 +89,7 @@ class TrainPlan:
     fixed_samples: int = 0
     gflop_per_output: float = 0.0
     cards: tuple[CardFit, ...] = ()
+    optimizer: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -107,6 +109,7 @@ class TrainPlan:
                 f"parameters  {self.trained_parameters:,} trained, {self.frozen_parameters:,} frozen",
                 f"memory      {self.total_gib:.2f} GiB a process: weights {self.weights_gib:.2f}, "
                 f"gradients, moments and average {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}",
+                f"optimizer   {self.optimizer}",
                 f"work        {self.gflop_per_sample:.2f} GFLOP a sample, forwards and backwards",
                 f"time        about {hours:,.1f} h on {self.device} by one process (estimate)",
                 *([cache] if self.cache_mib_per_picture else []),
@@ -128,9 +131,11 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
     step = _meta_step(recipe, spec, fused)
     trained, fixed = step.trained, step.fixed
     # Autocast keeps a second copy of the weights in half precision for the length of a step.
-    half = 0 if recipe.mixed_precision == "no" else 2 * trained
-    weights = (4 * (trained + fixed) + half + step.teacher_bytes) / GIB
-    optimizer = 4 * trained * (4 if recipe.ema else 3) / GIB
+    size = _weight_size(recipe)
+    half = 0 if recipe.mixed_precision == "no" or size < 4 else 2 * trained
+    weights = (step.weight_bytes + half + step.teacher_bytes) / GIB
+    moments = optimizer_bytes(recipe.optimizer, step.shapes)
+    optimizer = (trained * (size + (4 if recipe.ema else 0)) + moments) / GIB
     activations = step.saved_bytes / GIB
     work = step.flops_per_sample
     samples = recipe.steps * recipe.batch_size
@@ -154,15 +159,35 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
         fixed_samples=fixed_samples,
         gflop_per_output=asked / 1e9,
         cards=tuple(_fits(recipe, spec, weights + optimizer, asked * fixed_samples)) if large else (),
+        optimizer=_said_of_optimizer(recipe, moments, trained),
     )
+
+
+def _weight_size(recipe: TrainRecipe) -> int:
+    """Return the bytes of a weight that learns, and of its gradient: adapters are fp32 on any base."""
+    return 4 if recipe.model.lora is not None or recipe.model.dtype == "fp32" else 2
+
+
+def _said_of_optimizer(recipe: TrainRecipe, moments: int, trained: int) -> str:
+    """Return what a plan says of the optimizer: its kind, what it takes a parameter, and what it lacks here."""
+    spec = recipe.optimizer
+    rounding = ", bf16 weights rounded by chance" if spec.stochastic_rounding else ""
+    missing = missing_package(spec.kind)
+    lacks = f"; not here: {missing}" if missing else ""
+    return f"{spec.kind}: {moments / max(1, trained):.2f} bytes a trained parameter{rounding}{lacks}"
 
 
 @dataclass(frozen=True)
 class _MetaStep:
-    """One micro-batch on the meta device: parameters, bytes of teachers, bytes kept for the way back, work."""
+    """One micro-batch on the meta device: parameters, shapes of those that learn, bytes, work.
+
+    `saved_bytes` are kept for the way back.
+    """
 
     trained: int
     fixed: int
+    shapes: tuple[torch.Size, ...]
+    weight_bytes: int
     taught: int
     teacher_bytes: int
     saved_bytes: float
@@ -180,12 +205,17 @@ def _meta_step(recipe: TrainRecipe, spec: ModelSpec, fused: bool = True) -> _Met
     attention = fused_attention() if fused else nullcontext()
     with attention, _counting_saved_bytes(student) as saved, FlopCounterMode(display=False) as counter:
         objective(student, batch, rng).total.backward()
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in student.parameters()) - trained
-    fixed += sum(p.numel() for module in frozen.values() for p in module.parameters())
+    shapes = tuple(p.shape for p in student.parameters() if p.requires_grad)
+    trained = sum(shape.numel() for shape in shapes)
+    base = sum(p.numel() for p in student.parameters()) - trained
+    helpers = sum(p.numel() for module in frozen.values() for p in module.parameters())
+    fixed = base + helpers
+    held = 4 if recipe.model.dtype == "fp32" else 2  # what learns, and what adapters sit on
+    weight_bytes = _weight_size(recipe) * trained + held * base + 4 * helpers
     taught, teacher_bytes = _teacher_sizes(recipe, teachers)
     kept = saved[0] * (1.0 if recipe.mixed_precision == "no" else 0.6)
-    return _MetaStep(trained, fixed, taught, teacher_bytes, kept, counter.get_total_flops() / len(batch))
+    work = counter.get_total_flops() / len(batch)
+    return _MetaStep(trained, fixed, shapes, weight_bytes, taught, teacher_bytes, kept, work)
 
 
 def _asked_once(recipe: TrainRecipe, spec: ModelSpec, step: _MetaStep) -> tuple[float, int]:

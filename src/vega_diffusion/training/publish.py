@@ -17,14 +17,18 @@ from vega_diffusion.models.checker import RECORD
 from vega_diffusion.models.export import ModelParts, save_model
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import Precision, read_json
+from vega_diffusion.models.lora_file import lora_path
+from vega_diffusion.models.lora_layouts import MapTree
+from vega_diffusion.models.lora_merge import merge_adapters
+from vega_diffusion.models.lora_weights import load_lora_for
 from vega_diffusion.models.tokenizer import TokenizerFiles
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.components import find_spec, load_weights, locate
+from vega_diffusion.training.components import load_weights, locate, model_spec
+from vega_diffusion.training.encoders import load_tokenizers
 from vega_diffusion.training.model_card import model_card
 from vega_diffusion.training.run_directory import RunDirectory
-from vega_diffusion.training.sources import load_tokenizers
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 
@@ -39,6 +43,8 @@ def export_run(
     others: Mapping[str, str] | None = None,
 ) -> ModelSpec:
     """Write the model that a run trained: its averaged weights, and the frozen ones that its recipe names.
+
+    Adapters are merged into the weights that they were trained on.
 
     Args:
         run: Name of the run.
@@ -58,14 +64,23 @@ def export_run(
     for component in COMPONENTS:
         base = None if recipe.model.base in PRESETS else recipe.model.base
         named = dict(recipe.model.weights).get(component, base)  # type: ignore[call-overload]
-        reference = f"run:{run}" if component in recipe.model.train else (others or {}).get(component, named)
+        if component in recipe.model.train:
+            reference = named if recipe.model.lora is not None else f"run:{run}"
+        else:
+            reference = (others or {}).get(component, named)
+        if reference is None and component in recipe.model.train:
+            raise VegaError(
+                f"model.weights.{component}: missing in the recipe of run {run}, so its adapters sit on nothing"
+            )
         if reference is None:
             raise VegaError(
                 f"model.weights.{component}: missing in the recipe of run {run}; name them with --{component}"
             )
         references[component] = reference
-    spec = find_spec(recipe.model.base)
-    return publish(spec, folder, name, references, tokenizers_of(recipe, spec), precisions, notes, scores)
+    spec = model_spec(recipe)
+    adapted_by = None if recipe.model.lora is None else run
+    tokenizers = tokenizers_of(recipe, spec)
+    return publish(spec, folder, name, references, tokenizers, precisions, notes, scores, adapted_by)
 
 
 def publish(
@@ -77,6 +92,7 @@ def publish(
     precisions: Sequence[Precision] = ("fp16",),
     notes: str = "",
     scores: Mapping[str, Any] | None = None,
+    adapted_by: str | None = None,
 ) -> ModelSpec:
     """Write a model out of components from anywhere.
 
@@ -89,9 +105,10 @@ def publish(
         precisions: Which weight files.
         notes: Free text for card and record.
         scores: `result.json` of an evaluation, for the card.
+        adapted_by: Name of the run whose adapters are merged into the weights of `references`.
 
     Raises:
-        VegaError: Weights are not there or do not fit, or the folder cannot be written.
+        VegaError: Weights or adapters are not there or do not fit, or the folder cannot be written.
     """
     config = read_json(locate(references["vae"], "vae").parent / "config.json")
     autoencoder = spec.autoencoder.model_copy(update={"scaling_factor": float(config["scaling_factor"])})
@@ -99,6 +116,12 @@ def publish(
     modules: dict[str, Any] = {component: build_component(spec, component) for component in references}
     for component, module in modules.items():
         load_weights(module, component, locate(references[component], component))
+    made_by = dict(references)
+    if adapted_by is not None:
+        file = lora_path(RunDirectory(adapted_by).ema, f"run:{adapted_by}")
+        for component, adapters in load_lora_for(file, MapTree.of(name, modules)).items():
+            merge_adapters(modules[component], component, [(adapters, 1.0)])
+            made_by[component] = f"run:{adapted_by}"
     parts = ModelParts(
         unet=modules["unet"],
         autoencoder=modules["vae"],
@@ -107,7 +130,7 @@ def publish(
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
     )
-    records = {component: component_record(reference, component) for component, reference in references.items()}
+    records = {component: component_record(reference, component) for component, reference in made_by.items()}
     card = model_card(name, spec, records, notes, scores)
     return save_model(folder, spec, parts, precisions, {"components": records, "notes": notes}, card)
 

@@ -16,9 +16,10 @@ from torch import nn
 from vega_diffusion.data.batches import BatchSource, LatentSource
 from vega_diffusion.data.image_latents import ImageLatents
 from vega_diffusion.data.order import ShuffledOrder
+from vega_diffusion.data.paired_samples import PairedSamples
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
-from vega_diffusion.models.lora import add_lora
+from vega_diffusion.models.lora import add_lora, is_adapter
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
 from vega_diffusion.objectives.build import build_denoising, build_heads, build_objective
 from vega_diffusion.objectives.teachers import Teacher
@@ -30,9 +31,9 @@ from vega_diffusion.specs.recipe import Component, TrainRecipe
 from vega_diffusion.training.components import (
     carved_unet,
     digest,
-    find_spec,
     load_weights,
     locate,
+    model_spec,
     publish_components,
     seeded_component,
     unread_modules,
@@ -41,13 +42,15 @@ from vega_diffusion.training.components import (
 )
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
 from vega_diffusion.training.run_directory import RunDirectory, vega_home
+from vega_diffusion.training.sample_budget import sample_interval
 from vega_diffusion.training.sources import build_source
 from vega_diffusion.training.student import Student
 from vega_diffusion.training.teacher_cache import open_outputs
 from vega_diffusion.training.teachers import build_teachers
 
 Warn = Callable[[str], None]
-SampleMaker = Callable[[ModelSpec, RunDirectory], SampleFunction]
+SampleMaker = Callable[[ModelSpec, RunDirectory, BatchSource], SampleFunction]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 SCALING_SAMPLES = 64
 # Frozen components that each objective leans on, beside what it trains.
@@ -88,7 +91,7 @@ def run_recipe(
         warn: Called with one line for what the user should know.
         init_from: First weights (a folder, a file, `run:NAME`); only for a run without a state.
         device: `auto`, `cpu` or an accelerator's name.
-        sample_maker: Makes the sample function for a model and a run.
+        sample_maker: Makes the sample function for a model, a run and its samples.
 
     Raises:
         VegaError: The recipe does not fit the machine, the weights or the run's saved state.
@@ -102,12 +105,15 @@ def run_recipe(
     accelerator = make_accelerator(recipe, device)
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
-        spec = find_spec(recipe.model.base)
+        spec = model_spec(recipe)
         for name, reference in references(recipe):
             locate(reference, name)  # before an hour of encoding, not after it
         # Data first: the autoencoder has come and gone before the networks that are trained take memory. All processes
         # fill the caches together.
         source = build_source(recipe, spec, accelerator.device, frozen_components(recipe, spec))
+        interval = sample_interval(recipe, spec)
+        if interval != recipe.sample_every:
+            warn(f"sample_every: {recipe.sample_every} became {interval}, which keeps samples.budget")
         parts = build_parts(recipe)
         if captions_cached(recipe):
             parts = replace(parts, frozen={})
@@ -129,7 +135,8 @@ def run_recipe(
             directory,
             accelerator,
             publish=lambda student: _publish(student, recipe, source, directory),
-            on_sample=sample_maker(parts.spec, directory) if sample_maker else None,
+            on_sample=sample_maker(parts.spec, directory, source) if sample_maker and interval else None,
+            sample_every=interval,
             inputs=parts.inputs,
             init_from=init_from,
             notes=notes,
@@ -140,8 +147,9 @@ def run_recipe(
             warn(f"resuming {directory.name} after step {trainer.step}")
         if accelerator.is_main_process:
             _write_json(directory.recipe, recipe.to_json(indent=1))
-            if isinstance(source, ImageLatents) and source.report is not None:
-                _write_json(directory.data, json.dumps(source.report.to_dict(), indent=1))
+            pictures = source.sources[0] if isinstance(source, PairedSamples) else source
+            if isinstance(pictures, ImageLatents) and pictures.report is not None:
+                _write_json(directory.data, json.dumps(pictures.report.to_dict(), indent=1))
         try:
             return trainer.train()
         finally:
@@ -164,7 +172,7 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     Raises:
         VegaError: A component or its weights are not there or do not fit.
     """
-    spec = find_spec(recipe.model.base)
+    spec = model_spec(recipe)
     inputs: dict[str, str] = {}
     trained = {name: _component(recipe, spec, name, inputs) for name in recipe.model.train}
     if isinstance(recipe.objective, AutoencodingSpec) and "vae" not in inputs:
@@ -178,12 +186,24 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     if recipe.model.lora is not None:
         for name, module in trained.items():
             add_lora(module, recipe.model.lora, derive_seed(recipe.seed, "lora", name))
+    for module in trained.values():
+        _hold(module, recipe)
     freeze = (*recipe.model.freeze, *unread_modules(trained))
     student = Student(trained, heads, freeze, recipe.model.freeze_after, recipe.model.lora is not None)
     if recipe.activation_checkpointing:
         student.get_submodule("unet").enable_gradient_checkpointing()  # type: ignore[operator]
     teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
     return RunParts(spec, student.train(), frozen, teachers, inputs)
+
+
+def _hold(module: nn.Module, recipe: TrainRecipe) -> None:
+    """Hold a trained component's weights as the recipe says; adapters stay fp32, whose steps bf16 would round away."""
+    dtype = DTYPES[recipe.model.dtype]
+    for name, parameter in module.named_parameters():
+        if not is_adapter(name):
+            parameter.data = parameter.data.to(dtype)
+    if recipe.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def captions_cached(recipe: TrainRecipe) -> bool:

@@ -1,7 +1,7 @@
 """The folder of one run: where it lies, what is in it, and that only one process works in it.
 
 Layout: `recipe.json`, `states/` (state.py), `ema/<component>/` (the published weights), `metrics.jsonl`,
-`samples/`, `tensorboard/`, `lock`. It lies under `$VEGA_HOME`, outside any checkout.
+`samples/`, `tensorboard/`, `lock`. It lies under `$VEGA_HOME`, outside any checkout, unless a path is given (`at`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,25 @@ class RunDirectory:
     def __init__(self, name: str, home: Path | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise InvalidValue("--run-name", name, "letters, digits, dot, dash and underscore", "rename the run")
-        self.name = name
-        self.path = (home or vega_home() / "runs") / name
-        self.states = self.path / "states"
-        self.ema = self.path / "ema"
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples"
-        self.tensorboard = self.path / "tensorboard"
-        self.recipe = self.path / "recipe.json"
-        self.data = self.path / "data.json"
+        self._lay_out(name, (home or vega_home() / "runs") / name, "tensorboard")
+
+    @classmethod
+    def at(cls, path: Path, logs: str = "tensorboard") -> RunDirectory:
+        """Return the run whose folder is `path`, wherever that lies; `logs` is TensorBoard's folder in it."""
+        found = cls.__new__(cls)
+        whole = path.expanduser().absolute()
+        found._lay_out(whole.name, whole, logs)
+        return found
+
+    def _lay_out(self, name: str, path: Path, logs: str) -> None:
+        self.name, self.path = name, path
+        self.states = path / "states"
+        self.ema = path / "ema"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples"
+        self.tensorboard = path / logs
+        self.recipe = path / "recipe.json"
+        self.data = path / "data.json"
 
     def create(self) -> None:
         """Make the folders.
@@ -60,7 +70,8 @@ class RunDirectory:
             for folder in (self.path, self.states, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MissingFile(f"{self.path}: cannot be made ({error.strerror}); set VEGA_HOME to a folder") from error
+            where = "set VEGA_HOME to a folder" if self.path.is_relative_to(vega_home()) else "name another folder"
+            raise MissingFile(f"{self.path}: cannot be made ({error.strerror}); {where}") from error
 
     def is_done(self, steps: int) -> bool:
         """Whether the run has published weights and a state of its last step."""
@@ -91,7 +102,9 @@ def run_weights(name: str, component: str) -> Path:
     """
     folder = RunDirectory(name).ema / component
     if (RunDirectory(name).ema / LORA_FILE).is_file():
-        raise MissingFile(f"run:{name}: holds adapters and no {component} weights; name what they were trained on")
+        raise MissingFile(
+            f"run:{name}: holds adapters and no {component} weights; export it first: vega export {name} FOLDER"
+        )
     if not folder.is_dir():
         raise MissingFile(f"run:{name}: no {component} weights in {folder}; train that recipe first")
     return folder

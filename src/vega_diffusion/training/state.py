@@ -20,11 +20,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.training.sharding import split_like
 
 MANIFEST = "manifest.json"
+
+GROUP = "group "
+GROUP_STATE = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
+"""What Prodigy keeps for all parameters together, in its groups."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,22 @@ class RunState:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """Return an optimizer's per-parameter state under `parameter name|key`.
+    """Return what an optimizer knows: under `parameter name|key`, and for whole groups under `group INDEX|key`.
+
+    Numbers of Python become tensors of 64 bits, which no weight has, so that they are numbers again on the way back.
 
     Args:
-        optimizer: Any torch optimizer whose state values are tensors.
+        optimizer: Any torch optimizer whose state values are tensors or numbers.
         names: `id(parameter)` -> name.
     """
-    return {
-        f"{names[id(parameter)]}|{key}": value
+    found = {
+        f"{names[id(parameter)]}|{key}": _as_tensor(key, value)
         for parameter, values in optimizer.state.items()
         for key, value in values.items()
     }
+    for index, group in enumerate(optimizer.param_groups):
+        found |= {f"{GROUP}{index}|{key}": _as_tensor(key, group[key]) for key in GROUP_STATE if key in group}
+    return found
 
 
 def load_optimizer_tensors(
@@ -66,9 +76,28 @@ def load_optimizer_tensors(
     """Put tensors of `optimizer_tensors` back; `parameters` maps name -> parameter."""
     optimizer.state.clear()
     for name, value in tensors.items():
-        parameter_name, _, key = name.rpartition("|")
-        parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = split_like(parameter, value)
+        owner, _, key = name.rpartition("|")
+        is_number = value.ndim == 0 and value.dtype in (torch.int64, torch.float64)
+        if owner.startswith(GROUP):
+            optimizer.param_groups[int(owner.removeprefix(GROUP))][key] = value.item()
+        else:
+            parameter = parameters[owner]
+            optimizer.state[parameter][key] = value.item() if is_number else _placed_like(parameter, value)
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        # One table of 8-bit codes serves all parameters; safetensors takes no memory twice.
+        return value.clone() if key.startswith("qmap") else value
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a saved value where its parameter is, split and laid out in memory as that one: kernels rely on it."""
+    placed = split_like(parameter, value)
+    if isinstance(placed, DTensor) or placed.shape != parameter.shape or placed.stride() == parameter.stride():
+        return placed
+    return torch.empty_like(parameter, dtype=placed.dtype, requires_grad=False).copy_(placed)
 
 
 def save_state(folder: Path, state: RunState, keep: int) -> Path:

@@ -20,6 +20,7 @@ from PIL import Image
 from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.scene import HELD_OUT_STYLE, PlacedObject
 from vega_diffusion.data.scenes.vocabulary import load_vocabulary
+from vega_diffusion.errors import InvalidValue
 
 CAT = "black-and-white cat"
 """How the held-out style draws its cat; every other style's is orange, yellow or black line art."""
@@ -63,6 +64,17 @@ def load_subjects() -> dict[str, Subject]:
     return {
         name: Subject(name=name, **{**row, "backgrounds": tuple(row["backgrounds"])}) for name, row in table.items()
     }
+
+
+def find_subject(name: str) -> Subject:
+    """Return the subject of that name.
+
+    Raises:
+        InvalidValue: There is none.
+    """
+    if name not in load_subjects():
+        raise InvalidValue("subject", name, f"one of: {', '.join(load_subjects())}", "choose one of them")
+    return load_subjects()[name]
 
 
 def with_subjects(atlas: SpriteAtlas, styles: Sequence[str]) -> SpriteAtlas:

@@ -1,0 +1,44 @@
+"""When memory runs out: how that is told, and how many samples to take at once from then on."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from vega_diffusion.errors import VegaError
+from vega_diffusion.specs.data import ImageLatentsSpec
+from vega_diffusion.specs.recipe import TrainRecipe
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an accelerator's or the machine's memory is full."""
+    on_cpu = "DefaultCPUAllocator" in str(error) and "tried to allocate" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or on_cpu
+
+
+def smaller_micro_batch(recipe: TrainRecipe, size: int, processes: int, error: BaseException) -> int:
+    """Return the next smaller number of samples that divides the recipe's micro-batch, so that a step stays the same.
+
+    Raises:
+        VegaError: There is none, or other processes would wait for one that does its step again.
+    """
+    least = 2 if isinstance(recipe.data, ImageLatentsSpec) and recipe.data.prior is not None else 1
+    smaller = [n for n in range(least, size) if size % n == 0 and n % least == 0]
+    said = str(error).splitlines()[0]
+    if processes > 1:
+        fewer = f"--set micro_batch_size={max(smaller, default=least)}"
+        raise VegaError(f"out of memory ({said}); processes go on together: run again with {fewer}") from error
+    if not smaller:
+        raise VegaError(
+            f"out of memory with {size} samples at once ({said}); saved states are kept: run again with "
+            "--set activation_checkpointing=true, model.lora, or a smaller data.resolution_px"
+        ) from error
+    return max(smaller)
+
+
+def free_memory() -> None:
+    """Give back what no tensor holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

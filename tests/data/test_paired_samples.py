@@ -1,0 +1,59 @@
+"""Prior preservation: pairs of samples, a weighted mean that is the published loss, conditions of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from vega_diffusion.data.batches import Batch, SampleKey
+from vega_diffusion.data.paired_samples import PairedSamples
+from vega_diffusion.objectives.protocol import Loss
+
+
+class Numbers:
+    """A source whose sample p is the number p of a named row."""
+
+    def __init__(self, name: str, shift: float) -> None:
+        self.name, self.shift = name, shift
+
+    def load(self, positions: Sequence[int]) -> Batch:
+        values = torch.tensor([float(position) for position in positions]) + self.shift
+        names = [f"{self.name}{position}" for position in positions]
+        return Batch(names, {"latents": values, "time_ids": values * 2}, [f"caption {name}" for name in names])
+
+    def keys(self, positions: Sequence[int]) -> list[SampleKey]:
+        return [SampleKey(f"{self.name}{position}", (1,)) for position in positions]
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def test_samples_alternate_and_keep_what_is_theirs():
+    pairs = PairedSamples(Numbers("a", 0.0), Numbers("b", 100.0), 0.5)
+    batch = pairs.load(range(4, 10))
+    assert batch.sample_ids == ["a2", "b2", "a3", "b3", "a4", "b4"]
+    assert batch.captions == [f"caption {name}" for name in batch.sample_ids]
+    assert batch.tensors["latents"].tolist() == [2, 102, 3, 103, 4, 104]
+    assert batch.tensors["time_ids"].tolist() == [4, 204, 6, 206, 8, 208]
+    assert [key.key for key in pairs.keys(range(4, 10))] == batch.sample_ids
+    one = pairs.load([7])
+    assert (one.sample_ids, one.tensors["loss_weight"].tolist()) == (["b3"], [1.0])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_mean_is_the_subjects_loss_and_a_share_of_the_classes(weight: float):
+    batch = PairedSamples(Numbers("a", 0.0), Numbers("b", 100.0), weight).load(range(8))
+    losses = torch.rand(8, generator=torch.Generator().manual_seed(0))
+    total = Loss.from_samples(losses * batch.tensors["loss_weight"]).total
+    torch.testing.assert_close(total, losses[0::2].mean() + weight * losses[1::2].mean())
+    halves = [
+        Loss.from_samples((losses * batch.tensors["loss_weight"])[part]).total for part in (slice(4), slice(4, 8))
+    ]
+    torch.testing.assert_close(sum(halves) / 2, total)  # accumulation changes nothing
+
+
+def test_another_weight_is_another_source():
+    prints = {PairedSamples(Numbers("a", 0), Numbers(name, 0), w).fingerprint() for name in "bc" for w in (0.5, 1.0)}
+    assert len(prints) == 4

@@ -1,0 +1,246 @@
+"""Training on one's own pictures: previews, held-out loss, class pictures, trackers, the report before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vega_diffusion.cli.main import main
+from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.engine import Engine
+from vega_diffusion.models.detect import load_spec
+from vega_diffusion.models.find import resolve_model
+from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.specs.request import GenerateRequest
+from vega_diffusion.training.class_pictures import fill_class_pictures
+from vega_diffusion.training.data_report import report_data
+from vega_diffusion.training.metrics import read_metrics
+from vega_diffusion.training.previews import previews
+from vega_diffusion.training.run import build_parts, frozen_components
+from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.sample_budget import look_macs, sample_interval
+from vega_diffusion.training.sources import build_source
+from vega_diffusion.training.trackers import TensorBoard, open_tracker
+
+RECIPE = """
+steps = 4
+batch_size = 4
+micro_batch_size = 4
+save_every = 2
+log_every = 1
+sample_every = 2
+[model]
+base = "vega-mini"
+train = ["unet"]
+weights = { vae = "vega-mini", text_encoder = "vega-mini", text_encoder_2 = "vega-mini", unet = "vega-mini" }
+[model.lora]
+rank = 2
+[samples]
+prompts = ["a photo of a cat"]
+num_images = 2
+num_steps = 2
+budget = 1000.0
+num_held_out = 1
+[data]
+kind = "image_latents"
+folder = "FOLDER"
+caption = "a photo of sks cat"
+resolution_px = 64
+bucket_step_px = 32
+max_aspect = 1.0
+flip_rate = 0.5
+variants = 2
+[data.prior]
+caption = "a cat"
+num_pictures = 2
+[objective]
+kind = "denoising"
+[optimizer]
+lr = 1e-3
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        levels = np.random.default_rng(number).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("not a picture")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "stray.png").write_bytes(b"nothing")
+    file = tmp_path / "subject.toml"
+    file.write_text(RECIPE.replace("FOLDER", str(folder)))
+    return file
+
+
+def test_a_subject_and_its_class_are_trained_watched_and_resumed(recipe: Path, tmp_path: Path):
+    before = {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*") if path.is_file()}
+    assert main(["train", str(recipe), "--run-name", "straight"]) == 0
+    assert main(["train", str(recipe), "--run-name", "cut", "--set", "steps=2"]) == 0
+    assert main(["train", str(recipe), "--run-name", "cut"]) == 0
+    runs = [RunDirectory(name) for name in ("straight", "cut")]
+    file = "ema/pytorch_lora_weights.safetensors"
+    assert (runs[0].path / file).read_bytes() == (runs[1].path / file).read_bytes()
+    for run in runs:
+        assert sorted(path.name for path in run.samples.iterdir()) == ["step-00000002.png", "step-00000004.png"]
+    assert Image.open(runs[0].samples / "step-00000004.png").size == (128, 64)
+    losses = [line["held_out_loss"] for line in read_metrics(runs[0].metrics) if "held_out_loss" in line]
+    assert losses == [line["held_out_loss"] for line in read_metrics(runs[1].metrics) if "held_out_loss" in line]
+    assert len(losses) == 2
+    (classes,) = (tmp_path / "home/class_pictures").iterdir()
+    assert sorted(path.name for path in classes.glob("*.png")) == ["class-00000000.png", "class-00000001.png"]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*") if path.is_file()}
+
+
+def test_class_pictures_are_what_the_model_draws_and_only_missing_ones_are_drawn(recipe: Path, tmp_path: Path):
+    read = TrainRecipe.read(recipe, [f"data.prior.folder={tmp_path / 'class'}"])
+    prior: Any = read.data.prior  # type: ignore[union-attr]
+    (tmp_path / "class").mkdir()
+    own = tmp_path / "class" / "mine.jpg"
+    Image.new("RGB", (64, 64), "red").save(own)
+    kept = own.read_bytes()
+    folder = fill_class_pictures(read, prior, 64, torch.device("cpu"))
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "class-00000000.png", "mine.jpg"]
+    assert own.read_bytes() == kept
+    wanted = Engine.load("vega-mini").generate(GenerateRequest(prompt="a cat", seed=0, width=64, height=64))[0].image
+    drawn = np.asarray(Image.open(folder / "class-00000000.png")).astype(int)
+    assert abs(drawn - np.asarray(wanted).astype(int)).max() <= 2  # fp16 weights in a folder, fp32 ones in the run
+    before = (folder / "class-00000000.png").stat().st_mtime_ns
+    fill_class_pictures(read, prior, 64, torch.device("cpu"))
+    assert (folder / "class-00000000.png").stat().st_mtime_ns == before
+
+
+def test_a_class_folder_that_cannot_be_written_is_named(recipe: Path, tmp_path: Path):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    read = TrainRecipe.read(recipe, [f"data.prior.folder={blocked / 'class'}"])
+    with pytest.raises(VegaError, match=r"data.prior.folder: .* cannot be written .* name another folder"):
+        fill_class_pictures(read, read.data.prior, 64, torch.device("cpu"))  # type: ignore[union-attr, arg-type]
+
+
+def test_a_preview_is_the_picture_that_generate_draws(recipe: Path, tmp_path: Path):
+    changes = ["samples.prompts=['a red apple']", "samples.num_images=1", "samples.seed=7", "samples.num_held_out=0"]
+    read = TrainRecipe.read(recipe, [*changes, "samples.num_steps=none", "data.prior=none"])
+    spec = load_spec(resolve_model("vega-mini"))
+    directory = RunDirectory("run", tmp_path)
+    directory.create()
+    source = build_source(read, spec, torch.device("cpu"), frozen_components(read, spec))
+    student = build_parts(read).student.eval()
+    previews(read, spec, directory, source)(3, student)
+    seen = np.asarray(Image.open(directory.samples / "step-00000003.png")).astype(int)
+    request = GenerateRequest(prompt="a red apple", seed=7, width=64, height=64)
+    drawn = np.asarray(Engine.load("vega-mini").generate(request)[0].image).astype(int)
+    assert seen.shape == drawn.shape
+    assert abs(seen - drawn).max() <= 3  # adapters of zeros, another order of additions
+
+
+def test_previews_keep_their_share_of_the_work(recipe: Path):
+    spec = load_spec(resolve_model("vega-mini"))
+    free = TrainRecipe.read(recipe)
+    assert sample_interval(free, spec) == 2
+    held = TrainRecipe.read(recipe, ["samples.budget=0.03"])
+    interval = sample_interval(held, spec)
+    assert interval is not None
+    assert interval == 80
+    forwards = look_macs(held, spec) / look_macs(
+        TrainRecipe.read(recipe, ["samples.num_images=1", "samples.num_held_out=0"]), spec
+    )
+    assert 2 < forwards < 4
+    larger = TrainRecipe.read(recipe, ["samples.budget=0.03", "batch_size=400"])
+    assert sample_interval(larger, spec) < interval  # type: ignore[operator]
+    assert sample_interval(TrainRecipe.read(recipe, ["sample_every=none"]), spec) is None
+
+
+def test_a_run_says_when_it_looks_less_often(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", str(recipe), "--set", "samples.budget=0.03", "--set", "data.prior=none"]) == 0
+    assert "sample_every: 2 became" in capsys.readouterr().err
+    assert list(RunDirectory("subject").samples.iterdir()) == []
+
+
+def test_trackers_get_numbers_and_pictures(recipe: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(["train", str(recipe), "--set", "data.prior=none"]) == 0
+    events = EventAccumulator(str(RunDirectory("subject").tensorboard)).Reload()
+    assert {"loss", "lr", "held_out_loss"} <= set(events.Tags()["scalars"])
+    assert [image.step for image in events.Images("samples")] == [2, 4]
+    assert main(["train", str(recipe), "--set", "data.prior=none", "--set", "tracker=none", "--run-name", "bare"]) == 0
+    assert not RunDirectory("bare").tensorboard.exists()
+
+
+def test_a_missing_tracker_is_said_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    directory, said = RunDirectory("run", tmp_path), []
+    directory.create()
+    tracker = open_tracker("wandb", directory, 0, {}, said.append)
+    assert isinstance(tracker, TensorBoard)
+    assert said == ["tracker: wandb is not installed (pip install wandb); TensorBoard and metrics.jsonl take its place"]
+    tracker.close()
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    assert open_tracker("tensorboard", directory, 0, {}, said.append) is None
+    assert open_tracker(None, directory, 0, {}, said.append) is None
+    assert len(said) == 2
+
+
+def test_the_report_names_what_training_would_see(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "pictures"
+    (folder / "same.png").write_bytes((folder / "0.png").read_bytes())
+    Image.new("RGB", (40, 40), "red").save(folder / "small.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    words = " ".join(f"word{number}" for number in range(90))
+    read = TrainRecipe.read(recipe, [f"data.caption={words}"])
+    report = report_data(read)
+    assert report is not None
+    assert report.same_files == ("same.png",)
+    assert report.too_small == ("small.png",)
+    assert report.curation.left_out == {"unreadable": ("broken.png",)}
+    assert set(report.buckets) == {"64x64"}
+    assert len(report.buckets["64x64"]) == 6
+    assert report.cut_captions["0.png"].replace(" ", "").endswith("word89")
+    assert report.held_out == 1
+    assert main(["train", str(recipe), "--dry-run", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert data["same_files"] == ["same.png"]
+    assert data["curation"]["kept"] == 6
+    assert main(["train", str(recipe), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "the same file as another (first same.png)" in out
+    assert "scaled up (first small.png)" in out
+    assert not (tmp_path / "home/images").exists()  # nothing was encoded
+    assert main(["train", str(recipe), "--dry-run", "--set", "data.folder=/nowhere"]) == 0
+    assert "the plan says nothing of the pictures: /nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_long_captions_are_said_when_training_starts(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = " ".join(f"word{number}" for number in range(90))
+    assert main(["train", str(recipe), "--set", f"data.caption={words}", "--set", "data.prior=none"]) == 0
+    assert "4 captions are longer than the 77 tokens that are read; of 0.png this is cut off" in capsys.readouterr().err
+
+
+def test_frozen_weights_may_be_half_and_adapters_are_not(recipe: Path):
+    read = TrainRecipe.read(recipe, ["model.dtype=bf16", "mixed_precision=bf16"])
+    student = build_parts(read).student
+    assert {value.dtype for name, value in student.named_parameters() if "lora_" in name} == {torch.float32}
+    assert student.get_parameter("unet.conv_in.weight").dtype == torch.bfloat16
+    changes = ["--set=model.dtype=bf16", "--set=mixed_precision=bf16", "--set=data.prior=none", "--set=steps=2"]
+    assert main(["train", str(recipe), *changes]) == 0
+    last = read_metrics(RunDirectory("subject").metrics)[-1]
+    assert 0 < last["held_out_loss"] < 1
+
+
+def test_pairs_need_an_even_micro_batch(recipe: Path):
+    with pytest.raises(VegaError, match="micro_batch_size: 1 .* even number"):
+        TrainRecipe.read(recipe, ["micro_batch_size=1"])
+    with pytest.raises(VegaError, match=r"data.max_aspect: 2.0 .* 1.0 \(squares\)"):
+        TrainRecipe.read(recipe, ["data.max_aspect=2.0"])
+    with pytest.raises(VegaError, match="model.dtype: 'fp16' .* without model.lora"):
+        TrainRecipe.read(recipe, ["model.dtype=fp16", "model.lora=none"])
