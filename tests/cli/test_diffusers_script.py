@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hub_double import TOKEN, HubDouble, hub  # noqa: F401 (a fixture)
 from vega_diffusion.cli.diffusers_script import in_flags, main, parse
+from vega_diffusion.cli.main import main as vega
 from vega_diffusion.errors import VegaError
 from vega_diffusion.specs.diffusers_flags import DREAMBOOTH, FULL, LORA, SCRIPTS, Script, flags_of
 from vega_diffusion.specs.recipe import TrainRecipe
@@ -144,16 +145,23 @@ def test_dreambooth_goes_on_exactly_and_writes_kohyas_layout(
     assert said.endswith("choose another --output_dir")
 
 
-def test_pictures_of_the_class_are_drawn_and_kept(script: Run, folder: Path):
+def test_pictures_of_the_class_are_drawn_and_kohyas_file_holds_text_encoders(
+    script: Run, folder: Path, tiny_folder: Path
+):
     prior = ["--with_prior_preservation", "--class_prompt=a dog", "--class_data_dir=class", "--num_class_images=2"]
     (folder / "class").mkdir()
     Image.new("RGB", (64, 64), "white").save(folder / "class/mine.png")
     mine = (folder / "class/mine.png").read_bytes()
-    assert script(DREAMBOOTH, 1, *prior) == 0
+    assert script(DREAMBOOTH, 1, *prior, "--train_text_encoder", "--output_kohya_format") == 0
     assert len(list((folder / "class").glob("*.png"))) == 2
     assert (folder / "class/mine.png").read_bytes() == mine
     recipe = TrainRecipe.read(folder / "out/recipe.toml")
     assert (recipe.batch_size, recipe.micro_batch_size) == (4, 4)
+    kohya = load_file(folder / "out/pytorch_lora_weights_kohya.safetensors")
+    assert {name.split("_")[1] for name in kohya} == {"unet", "te1", "te2"}
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(tiny_folder)
+    pipe.load_lora_weights(folder / "out", weight_name="pytorch_lora_weights_kohya.safetensors")
+    assert pipe.get_list_adapters().keys() == {"unet", "text_encoder", "text_encoder_2"}
 
 
 def test_the_hub_is_asked_before_training(
@@ -171,7 +179,7 @@ def test_the_hub_is_asked_before_training(
     assert not (folder / "out").exists()
 
 
-def test_an_upload_that_failed_is_made_up_for(
+def test_an_upload_that_failed_is_made_up_for_and_the_recipe_is_the_run(
     script: Run, folder: Path, hub: HubDouble, capsys: pytest.CaptureFixture[str]
 ):
     hub.fails = ("/commit/main",)
@@ -181,6 +189,9 @@ def test_an_upload_that_failed_is_made_up_for(
     hub.fails = ()
     assert script(LORA, 1, "--push_to_hub", "--hub_model_id=cats", "--resume_from_checkpoint=latest") == 0
     assert hub.repositories["someone/cats"][WEIGHTS] == weights
+    # The recipe beside it is the same run, by the project's own command.
+    assert vega(["train", "out/recipe.toml", "--run-name", "again"]) == 0
+    assert (folder / "home/runs/again/ema" / WEIGHTS).read_bytes() == weights
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ NAMES = (
     "vega-mini-joint-cpu",
     "vega-mini-several-cpu",
     "vega-mini-shapes-cpu",
+    "vega-mini-style-full-cpu",
+    "vega-mini-style-lora-cpu",
+    "vega-mini-subject-lora-cpu",
 )
 # For a machine with a GPU, SDXL's weights and pictures of its own.
 FULL_SIZE = ("vega-distill-sdxl", "vega-distill-sdxl-cached")
@@ -111,7 +114,8 @@ def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
         if kind == "scene_checking":  # the sample of sprites lacks the held-out style
             changes.append(f"data.mix.styles={list(STYLES)}")
         shown = stem in ("autoencoder-mini-cpu", "vega-mini-denoise-cpu")  # the teacher's pictures take longest
-        changes += ["sample_every=2"] if shown else ["sample_every=none"]
+        changes += ["sample_every=2", "samples.budget=1000.0"] if shown else ["sample_every=none"]
+        changes += own_pictures(TrainRecipe.read(path), tmp_path / "pictures")
         arguments = [part for change in changes for part in ("--set", change)]
         short = shortened(path, tmp_path)
         assert main(["train", str(short), *arguments]) == 0, capsys.readouterr().err
@@ -124,6 +128,16 @@ def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
     check_publishing(tmp_path / "model", tmp_path / "again")
     capsys.readouterr()
     check_denoising_loss(tmp_path / "model", capsys)
+
+
+def own_pictures(recipe: TrainRecipe, folder: Path) -> list[str]:
+    """Changes that give a recipe with pictures of its own a few."""
+    if not isinstance(recipe.data, ImageLatentsSpec):
+        return []
+    assert main(["data", "scenes", "--count", "3", "--output", str(folder)]) == 0
+    assert recipe.data.prior is not None
+    class_pictures = [f"data.prior.folder={folder}"] if recipe.data.prior.folder else ["data.prior.num_pictures=1"]
+    return [f"data.folder={folder}", *class_pictures, "micro_batch_size=2", "model.train=['unet']"]
 
 
 def check_latents_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

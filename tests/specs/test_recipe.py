@@ -114,8 +114,10 @@ def test_identity_ignores_only_what_moves_no_weight(path):
     recipe = TrainRecipe.read(path)
     free = TrainRecipe.read(
         path,
-        ["steps=200", "save_every=1", "keep=9", "log_every=3", "sample_every=4", "micro_batch_size=2"]
-        + ["samples.num_steps=4", "samples.prompts=['a cat']", "tracker=wandb"],
+        [
+            *("steps=200", "save_every=1", "keep=9", "log_every=3", "sample_every=4", "micro_batch_size=2"),
+            *("samples.num_steps=4", "samples.prompts=['a cat']", "tracker=wandb"),
+        ],
     )
     assert len(MAY_CHANGE) == 10
     assert recipe.digest() == free.digest()

@@ -85,5 +85,5 @@ def test_the_licence_is_the_one_that_is_stated(tmp_path: Path):
     assert licence_of(str(tmp_path), tmp_path) is None
     (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n\nlicense: other")
     assert licence_of(str(tmp_path), tmp_path) == "mit"
-    assert stated_licence('---\nlicense: other\nlicense_name: "my own"\n---\n') == "my own"
+    assert stated_licence('---\nlicense: other\nlicense_name: "my own"\n---\n') == "other (my own)"
     assert stated_licence("no head") is None

@@ -17,6 +17,7 @@ class DatasetPictures:
         split: Which part.
         image_column: Holds the pictures.
         caption_column: Holds the captions.
+        config: Which configuration, where there are several.
 
     Raises:
         Unavailable: The library `datasets` is not installed.
@@ -24,9 +25,16 @@ class DatasetPictures:
         VegaError: The data set cannot be loaded.
     """
 
-    def __init__(self, name: str, split: str = "train", image_column: str = "image", caption_column: str = "text"):
+    def __init__(
+        self,
+        name: str,
+        split: str = "train",
+        image_column: str = "image",
+        caption_column: str = "text",
+        config: str | None = None,
+    ):
         self.name, self.image_column, self.column = f"{name} ({split})", image_column, caption_column
-        rows = _load(name, split)
+        rows = _load(name, split, config)
         for field, column in (("data.image_column", image_column), ("data.caption_column", caption_column)):
             if column not in rows.column_names:
                 raise InvalidValue(field, column, f"a column of {name}: {', '.join(rows.column_names)}", "name one")
@@ -54,7 +62,7 @@ class DatasetPictures:
         return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
 
 
-def _load(name: str, split: str) -> Any:
+def _load(name: str, split: str, config: str | None) -> Any:
     """Return one split as a table that is read by row."""
     try:
         import datasets
@@ -67,7 +75,7 @@ def _load(name: str, split: str) -> Any:
             saved = datasets.load_from_disk(str(folder))
             loaded = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
-            loaded = datasets.load_dataset(str(folder) if folder.exists() else name, split=split)
+            loaded = datasets.load_dataset(str(folder) if folder.exists() else name, config, split=split)
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         said = str(error).strip().splitlines()
         raise VegaError(

@@ -20,6 +20,10 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def says(self, field: str) -> bool:
+        """Whether a field has another value than its default: what was written out in full still says nothing."""
+        return getattr(self, field) != type(self).model_fields[field].get_default(call_default_factory=True)
+
     def to_json(self, indent: int | None = None) -> str:
         """Return the spec as JSON text."""
         return self.model_dump_json(indent=indent)

@@ -45,7 +45,7 @@ class CurationSpec(StrictSpec):
     def _no_setting_without_effect(self) -> Self:
         for what in ("watermark", "unsafe"):
             column = f"{what}_column"
-            if column in self.model_fields_set and getattr(self, f"max_{what}") is None:
+            if self.says(column) and getattr(self, f"max_{what}") is None:
                 raise InvalidValue(
                     f"filters.{column}", getattr(self, column), f"nothing without max_{what}", f"set max_{what}"
                 )

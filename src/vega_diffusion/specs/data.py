@@ -98,7 +98,7 @@ class PriorSpec(StrictSpec):
 
     Every other sample is one of them, with size and crop conditions of its own. Where `folder` holds fewer than
     `num_pictures`, the model before training draws the rest from `caption` with seeds from `seed` on; without `folder`
-    they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the folder's pictures have captions of their own, and
+    they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the folder's pictures have captions of their own and
     nothing is drawn. `weight` scales their loss against that of the run's own pictures.
 
     Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242).
@@ -116,7 +116,7 @@ class PriorSpec(StrictSpec):
             if self.folder is None:
                 raise InvalidValue("data.prior.caption", None, "a text, or a folder with captions", "give one")
             for name in ("num_pictures", "seed"):
-                if name in self.model_fields_set:
+                if self.says(name):
                     said = "nothing without data.prior.caption"
                     raise InvalidValue(f"data.prior.{name}", getattr(self, name), said, "remove it")
         return self
@@ -127,7 +127,8 @@ class ImageLatentsSpec(StrictSpec):
 
     The pictures are in exactly one of three places. `folder`: files with captions in `metadata.jsonl`, `metadata.csv`
     or text files beside them. `shards`: a folder of `.tar` files as WebDataset and img2dataset write them. `dataset`: a
-    data set of the Hub or a folder that the library `datasets` reads, of which `split` and `image_column` are taken.
+    data set of the Hub or a folder that the library `datasets` reads, of which `dataset_config`, `split` and
+    `image_column` are taken.
     `filters` leaves pictures out. `caption` is said of every picture instead of captions of their own. `max_pictures`
     takes that many, chosen by `seed`.
 
@@ -135,13 +136,15 @@ class ImageLatentsSpec(StrictSpec):
     anywhere (`crop`); a share `flip_rate` is mirrored. Cuts and mirrorings are drawn `variants` times for every picture
     and encoded, each with its own crop condition; one of them is drawn whenever the picture comes up. Sizes of buckets
     are multiples of `bucket_step_px` with at most `resolution_px`^2 pixels and sides at most `max_aspect` apart: 1
-    means squares alone. The picture's own size and the cut are the size and crop condition. Empty captions are as for scenes.
+    means squares alone. The picture's own size and the cut are the size and crop condition. Empty captions are as for
+    scenes.
     """
 
     kind: Literal["image_latents"] = "image_latents"
     folder: str | None = None
     shards: str | None = None
     dataset: str | None = None
+    dataset_config: str | None = None
     split: str = "train"
     image_column: str = "image"
     caption_column: str = "text"
@@ -166,8 +169,8 @@ class ImageLatentsSpec(StrictSpec):
         given = {name: place for name, place in places.items() if place is not None}
         if len(given) != 1:
             raise InvalidValue("data", given, "exactly one of folder, shards, dataset", "say where the pictures are")
-        for name in ("split", "image_column"):
-            if name in self.model_fields_set and self.dataset is None:
+        for name in ("dataset_config", "split", "image_column"):
+            if self.says(name) and self.dataset is None:
                 raise InvalidValue(f"data.{name}", getattr(self, name), "nothing without data.dataset", "remove it")
         if self.resolution_px % self.bucket_step_px:
             raise InvalidValue(

@@ -82,7 +82,7 @@ class TeacherSpec(StrictSpec):
                 "teachers.stop_step", self.stop_step, f"more than start_step {self.start_step}", "raise it"
             )
         if self.captions is not None:
-            if "share" in self.model_fields_set:
+            if self.says("share"):
                 raise InvalidValue("teachers.share", self.share, "nothing beside captions", "remove one of the two")
             try:
                 re.compile(self.captions)

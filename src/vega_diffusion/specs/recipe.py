@@ -150,8 +150,9 @@ class TrainRecipe(StrictSpec):
     Steps are optimizer steps; `batch_size` counts the samples of one step over all processes.
 
     `micro_batch_size` is what one process takes through the network at once; the rest is accumulated and gives the
-    same step. With `activation_checkpointing` the U-Net's blocks keep their inputs alone and compute the rest again on
-    the way back: a third more work for a fraction of the memory. With `sharding` full every process keeps a part of
+    same step. With `activation_checkpointing` the U-Net's blocks, all or those named (`up_blocks.0`), keep their inputs
+    alone and compute the rest again on the way back: a third more work for a fraction of the memory. "auto" takes the
+    blocks that the free memory asks for, none if it can. With `sharding` full every process keeps a part of
     weights, gradients, moments and averages; otherwise all of them. `compile` names modules of the trained components
     to compile, such as `vae.encoder`. `channels_last` lays out pictures and convolutions so that GPUs multiply them
     faster. `tracker` gets numbers and samples beside `metrics.jsonl`. `max_grad_norm` clips the gradient's length. In a
@@ -171,7 +172,7 @@ class TrainRecipe(StrictSpec):
     max_grad_norm: PositiveFloat | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: tuple[str, ...] = ()
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] | tuple[str, ...] = False
     sharding: Literal["none", "full"] = "none"
     save_every: PositiveInt = 500
     keep: PositiveInt = 2

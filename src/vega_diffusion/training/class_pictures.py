@@ -67,7 +67,9 @@ def _draw(
         while missing:
             path = folder / f"class-{seed:08d}.png"
             if not path.exists():
-                request = GenerateRequest(prompt=str(prior.caption), seed=seed, width=resolution_px, height=resolution_px)
+                request = GenerateRequest(
+                    prompt=str(prior.caption), seed=seed, width=resolution_px, height=resolution_px
+                )
                 picture = engine.generate(request)[0]
                 whole = path.with_suffix(".part")
                 picture.image.save(whole, format="PNG")

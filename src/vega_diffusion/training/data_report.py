@@ -15,6 +15,7 @@ from vega_diffusion.training.components import model_spec
 from vega_diffusion.training.encoders import load_tokenizers
 from vega_diffusion.training.picture_sources import open_pictures
 
+
 @dataclass(frozen=True)
 class DataReport:
     """A collection as a run would see it.

@@ -60,13 +60,11 @@ def _place(flags: ScriptFlags, say: Say) -> dict[str, Any]:
     else:
         flag = "dataset_name" if folder is None else folder_flag
         found = _folder(flags, flag, Path(flags[flag]).expanduser().absolute(), column, bool(spoken), say)
-    if flags["dataset_config_name"] is not None:
-        raise InvalidValue(
-            "--dataset_config_name",
-            flags["dataset_config_name"],
-            "nothing: data sets are read in their default configuration",
-            "save the one you want (datasets: save_to_disk) and give its folder as --dataset_name",
-        )
+    config = flags["dataset_config_name"]
+    if config is not None:
+        if "dataset" not in found:
+            raise InvalidValue("--dataset_config_name", config, "nothing for a folder of pictures", "leave it out")
+        found["dataset_config"] = config
     return found | spoken | captions
 
 

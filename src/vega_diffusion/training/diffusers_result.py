@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ def continued(job: Job, directory: RunDirectory) -> TrainRecipe:
     recipe, stands = job.recipe, standing_states(directory)
     if job.resume is None or (job.resume == "latest" and not stands):
         return recipe
-    state = stands[-1] if job.resume == "latest" else find_state(job.resume, directory)
-    views = json.loads((state / "state.json").read_text(encoding="utf-8"))["identity"].get("data.variants")
-    if views is None:
+    for state in reversed(stands) if job.resume == "latest" else [find_state(job.resume, directory)]:
+        with suppress(OSError, ValueError, KeyError):  # a damaged one: the run takes the one before
+            views = json.loads((state / "state.json").read_text(encoding="utf-8"))["identity"]["data.variants"]
+            break
+    else:
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"variants": views})})
 

@@ -150,7 +150,7 @@ def licence_of(model: str, folder: Path | None) -> str | None:
 
 
 def stated_licence(card: str) -> str | None:
-    """Return `license` out of a card's head, None where it states none; a licence of its own name counts as that."""
+    """Return `license` out of a card's head, "other (its name)" for one of its own, None where it states none."""
     if not card.startswith("---"):
         return None
     head = dict(
@@ -159,7 +159,7 @@ def stated_licence(card: str) -> str | None:
         if colon
     )
     licence = head.get("license") or None
-    return head.get("license_name", licence) if licence == "other" else licence
+    return f"other ({head['license_name']})" if licence == "other" and head.get("license_name") else licence
 
 
 def _fetch(hub_id: str, revision: str | None, cache_dir: str | None, choose: Callable[[list[str]], list[str]]) -> Path:

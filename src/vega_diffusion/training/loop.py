@@ -310,13 +310,13 @@ class Trainer:
         total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
         self._guard.observe(step, rng.positions, per_sample, values)
-        self.accelerator.backward(total * share)
+        self._backward(total * share)
         return {"loss": total.detach()} | values, share
 
     def _backward_once(self) -> None:
         """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""
         positions = self.positions(self.step)[: self._micro_size]
-        self.accelerator.backward(self._losses(*self._drawn(positions))["total"])
+        self._backward(self._losses(*self._drawn(positions))["total"])
 
     def _drawn(self, positions: range) -> tuple[Batch, PositionRng]:
         """Return the samples at these positions of the run, and the randomness that goes with them."""
@@ -326,9 +326,16 @@ class Trainer:
         return self.source.load(drawn).to(device), PositionRng(seed, drawn, device, positions.start)
 
     def _losses(self, batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
-        kernel = attention_kernel(self.accelerator.device, self.recipe.mixed_precision)
-        with kernel, self.accelerator.autocast():
+        with self._kernel(), self.accelerator.autocast():
             return self._module(batch, rng)
+
+    def _backward(self, loss: Tensor) -> None:
+        # Blocks that compute their forward pass again need the same kernels for it.
+        with self._kernel():
+            self.accelerator.backward(loss)
+
+    def _kernel(self) -> AbstractContextManager[object]:
+        return attention_kernel(self.accelerator.device, self.recipe.mixed_precision)
 
     def _clip(self) -> Tensor:
         limit = self.recipe.max_grad_norm

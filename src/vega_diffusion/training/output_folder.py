@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -198,7 +199,12 @@ def _same_state(first: Path, second: Path) -> bool:
 
 
 def _step(state: Path) -> int:
-    return int(json.loads((state / "state.json").read_text(encoding="utf-8"))["step"])
+    if re.fullmatch(r"step-\d+", state.name):
+        return int(state.name[5:])
+    try:  # a copy under a name of its own
+        return int(json.loads((state / "state.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise VegaError(f"{state}: damaged ({error})") from error
 
 
 def _holds_something(path: Path) -> bool:

@@ -52,6 +52,9 @@ def open_images(
             "caption_column": data.caption_column if data.prior.caption is None else "text",
             "shards": None,
             "dataset": None,
+            "dataset_config": None,
+            "split": "train",
+            "image_column": "image",
             "caption": data.prior.caption,
             "max_pictures": data.prior.num_pictures if data.prior.caption else None,
             "prior": None,
@@ -157,4 +160,5 @@ def _collection(data: ImageLatentsSpec) -> Collection:
     if data.shards is not None:
         return ShardPictures(Path(data.shards).expanduser(), data.caption_column)
     assert data.dataset is not None
-    return DatasetPictures(data.dataset, data.split, data.image_column, data.caption_column)
+    columns = (data.image_column, data.caption_column)
+    return DatasetPictures(data.dataset, data.split, *columns, data.dataset_config)

@@ -24,11 +24,13 @@ from vega_diffusion.objectives.teachers import Teacher
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.components import find_spec, seeded_component, unread_modules
+from vega_diffusion.training.checkpointing import BlockCost, blocks_of, enable
+from vega_diffusion.training.components import model_spec, seeded_component, unread_modules
 from vega_diffusion.training.example_batch import example_batch, latent_side
 from vega_diffusion.training.meta_attention import fused_attention
-from vega_diffusion.training.optimizer import missing_package, optimizer_bytes
+from vega_diffusion.training.optimizer import lr_factor, missing_package, optimizer_bytes
 from vega_diffusion.training.run import HELPERS, captions_cached
+from vega_diffusion.training.sample_budget import sample_interval
 from vega_diffusion.training.student import Student
 from vega_diffusion.training.teachers import build_teachers
 
@@ -90,6 +92,8 @@ class TrainPlan:
     gflop_per_output: float = 0.0
     cards: tuple[CardFit, ...] = ()
     optimizer: str = ""
+    learning_rates: tuple[tuple[int, float], ...] = ()
+    looks_every: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -110,6 +114,8 @@ class TrainPlan:
                 f"memory      {self.total_gib:.2f} GiB a process: weights {self.weights_gib:.2f}, "
                 f"gradients, moments and average {self.optimizer_gib:.2f}, activations {self.activations_gib:.2f}",
                 f"optimizer   {self.optimizer}",
+                "rate        " + ", ".join(f"{lr:.3g} at {step:,}" for step, lr in self.learning_rates),
+                *([f"samples     every {self.looks_every:,} steps"] if self.looks_every else []),
                 f"work        {self.gflop_per_sample:.2f} GFLOP a sample, forwards and backwards",
                 f"time        about {hours:,.1f} h on {self.device} by one process (estimate)",
                 *([cache] if self.cache_mib_per_picture else []),
@@ -125,18 +131,12 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
     Raises:
         VegaError: The recipe names a model or module that does not exist.
     """
-    spec = find_spec(recipe.model.base)
+    spec = model_spec(recipe)
     # There attention runs as plain products (`attention.py`), everywhere else by fused kernels.
     fused = device.type != "cpu" or recipe.mixed_precision != "bf16"
     step = _meta_step(recipe, spec, fused)
     trained, fixed = step.trained, step.fixed
-    # Autocast keeps a second copy of the weights in half precision for the length of a step.
-    size = _weight_size(recipe)
-    half = 0 if recipe.mixed_precision == "no" or size < 4 else 2 * trained
-    weights = (step.weight_bytes + half + step.teacher_bytes) / GIB
-    moments = optimizer_bytes(recipe.optimizer, step.shapes)
-    optimizer = (trained * (size + (4 if recipe.ema else 0)) + moments) / GIB
-    activations = step.saved_bytes / GIB
+    memory = _memory(recipe, step)
     work = step.flops_per_sample
     samples = recipe.steps * recipe.batch_size
     asked, fixed_samples = _asked_once(recipe, spec, step)
@@ -147,10 +147,10 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
         micro_batches_per_step=recipe.batch_size // recipe.micro_batch_size,
         trained_parameters=trained,
         frozen_parameters=fixed + step.taught,
-        weights_gib=weights,
-        optimizer_gib=optimizer,
-        activations_gib=activations,
-        total_gib=weights + optimizer + activations,
+        weights_gib=memory.weights,
+        optimizer_gib=memory.optimizer,
+        activations_gib=memory.activations,
+        total_gib=memory.total,
         gflop_per_sample=work / 1e9,
         device=str(device),
         seconds_estimate=(work * samples + asked * fixed_samples)
@@ -158,9 +158,41 @@ def plan_run(recipe: TrainRecipe, device: torch.device) -> TrainPlan:
         cache_mib_per_picture=_cache_bytes(recipe, spec) / 2**20,
         fixed_samples=fixed_samples,
         gflop_per_output=asked / 1e9,
-        cards=tuple(_fits(recipe, spec, weights + optimizer, asked * fixed_samples)) if large else (),
-        optimizer=_said_of_optimizer(recipe, moments, trained),
+        cards=tuple(_fits(recipe, spec, memory.weights + memory.optimizer, asked * fixed_samples)) if large else (),
+        optimizer=_said_of_optimizer(recipe, optimizer_bytes(recipe.optimizer, step.shapes), trained),
+        learning_rates=_learning_rates(recipe),
+        looks_every=sample_interval(recipe, spec),
     )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What one process holds during a step, GiB."""
+
+    weights: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.optimizer + self.activations
+
+
+def _memory(recipe: TrainRecipe, step: _MetaStep) -> _Memory:
+    # Autocast keeps a second copy of the weights in half precision for the length of a step.
+    size = _weight_size(recipe)
+    half = 0 if recipe.mixed_precision == "no" or size < 4 else 2 * step.trained
+    weights = step.weight_bytes + half + step.teacher_bytes
+    gradients_and_averages = step.trained * (size + (4 if recipe.ema else 0))
+    moments = optimizer_bytes(recipe.optimizer, step.shapes)
+    return _Memory(weights / GIB, (gradients_and_averages + moments) / GIB, step.saved_bytes / GIB)
+
+
+def _learning_rates(recipe: TrainRecipe) -> tuple[tuple[int, float], ...]:
+    """Return (step, rate) at the start, the end of the warm-up, the quarters and the last step."""
+    last, warmup = recipe.steps - 1, recipe.lr_schedule.warmup_steps
+    steps = sorted({0, warmup, *(warmup + (last - warmup) * quarter // 4 for quarter in (1, 2, 3)), last})
+    return tuple((at, recipe.optimizer.lr * lr_factor(recipe.lr_schedule, at, recipe.steps)) for at in steps)
 
 
 def _weight_size(recipe: TrainRecipe) -> int:
@@ -216,6 +248,21 @@ def _meta_step(recipe: TrainRecipe, spec: ModelSpec, fused: bool = True) -> _Met
     kept = saved[0] * (1.0 if recipe.mixed_precision == "no" else 0.6)
     work = counter.get_total_flops() / len(batch)
     return _MetaStep(trained, fixed, shapes, weight_bytes, taught, teacher_bytes, kept, work)
+
+
+def needed_without_checkpointing(recipe: TrainRecipe) -> tuple[float, dict[str, BlockCost]]:
+    """Return the bytes that a run takes where every block keeps everything, and what checkpointing each one changes."""
+    plain = recipe.model_copy(update={"activation_checkpointing": False})
+    spec = model_spec(plain)
+    with torch.device("meta"):
+        names = blocks_of(seeded_component(spec, "unet", 0))
+    without = _meta_step(plain, spec)
+    costs = {}
+    for name in names:
+        step = _meta_step(plain.model_copy(update={"activation_checkpointing": (name,)}), spec)
+        again = (step.flops_per_sample - without.flops_per_sample) * recipe.micro_batch_size
+        costs[name] = BlockCost(without.saved_bytes - step.saved_bytes, again)
+    return GIB * _memory(plain, without).total, costs
 
 
 def _asked_once(recipe: TrainRecipe, spec: ModelSpec, step: _MetaStep) -> tuple[float, int]:
@@ -274,6 +321,9 @@ def _cache_bytes(recipe: TrainRecipe, spec: ModelSpec) -> int:
     return latents + caption + outputs
 
 
+SLOW_PRODUCT_S = 0.1
+
+
 def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12) -> float:
     """Return FLOP/s of 512 x 512 matrix products in a run's precision, with the threads that torch has.
 
@@ -281,8 +331,12 @@ def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12)
     """
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a, b = (torch.randn(512, 512, device=device).to(dtype) for _ in range(2))
-    products, best = 16 if device.type == "cpu" else 2000, float("inf")
-    for _ in range(windows):
+    begun = time.monotonic()
+    float((a @ b)[0, 0])
+    # A processor without instructions for a format takes a hundred times as long; a plan is made in seconds anyway.
+    slow = time.monotonic() - begun > SLOW_PRODUCT_S
+    products, best = 2000 if device.type != "cpu" else 1 if slow else 16, float("inf")
+    for _ in range(3 if slow else windows):
         started = time.monotonic()
         for _ in range(products):
             c = a @ b
@@ -303,8 +357,8 @@ def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[s
     student = Student(trained, heads, freeze, recipe.model.freeze_after, recipe.model.lora is not None)
     for name in recipe.compile:
         student.module_named(name, "compile")
-    if recipe.activation_checkpointing:
-        student.get_submodule("unet").enable_gradient_checkpointing()  # type: ignore[operator]
+    if recipe.activation_checkpointing and recipe.activation_checkpointing != "auto":
+        enable(student.get_submodule("unet"), recipe.activation_checkpointing)
     return student.train(), frozen
 
 

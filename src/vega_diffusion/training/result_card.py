@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -61,7 +62,9 @@ def _head(facts: ResultFacts) -> str:
     tags = ["text-to-image", "stable-diffusion-xl", "diffusers-training"]
     tags += ["lora"] if facts.recipe.model.lora else []
     tags += ["dreambooth"] if subject else []
-    lines = [f"license: {facts.licence}"] if facts.licence else []
+    own = re.fullmatch(r"other \((.+)\)", facts.licence or "")
+    lines = ["license: other", f"license_name: {own[1]}"] if own else [f"license: {facts.licence}"]
+    lines = lines if facts.licence else []
     if is_hub_id(facts.base) and not Path(facts.base).exists():
         lines.append(f"base_model: {facts.base}")
     lines += ["library_name: diffusers", "pipeline_tag: text-to-image", f"tags: [{', '.join(tags)}]"]
@@ -72,13 +75,14 @@ def _head(facts: ResultFacts) -> str:
 
 
 def _what(facts: ResultFacts) -> str:
-    lora = facts.recipe.model.lora
+    lora, vae = facts.recipe.model.lora, facts.recipe.model.weights.get("vae", facts.base)
     base = f"`{_named(facts.base)}`"
+    latents = "" if vae == facts.base else f" Latents are those of the autoencoder `{_named(vae)}`."
     if lora is None:
-        return f"A whole model: the U-Net of {base}, trained on {facts.num_pictures:,} pictures."
+        return f"A whole model: the U-Net of {base}, trained on {facts.num_pictures:,} pictures.{latents}"
     kind = "DoRA" if lora.dora else "LoRA"
     where = ", ".join(facts.recipe.model.train)
-    return f"A {kind} of rank {lora.rank} for {base} ({where}), trained on {facts.num_pictures:,} pictures."
+    return f"A {kind} of rank {lora.rank} for {base} ({where}), trained on {facts.num_pictures:,} pictures.{latents}"
 
 
 def _previews(facts: ResultFacts) -> str:

@@ -28,6 +28,7 @@ from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.recipe import Component, TrainRecipe
+from vega_diffusion.training.checkpointing import enable, resolved
 from vega_diffusion.training.components import (
     carved_unet,
     digest,
@@ -103,6 +104,7 @@ def run_recipe(
     if init_from is not None and recipe.model.lora is not None:
         raise InvalidValue("--init-from", init_from, "nothing with model.lora", "name the weights in model.weights")
     accelerator = make_accelerator(recipe, device)
+    recipe = fitted(recipe, accelerator.device, warn)
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
         spec = model_spec(recipe)
@@ -156,6 +158,18 @@ def run_recipe(
             accelerator.end_training()
 
 
+def fitted(recipe: TrainRecipe, device: torch.device, warn: Warn) -> TrainRecipe:
+    """Return the recipe with the blocks that must compute their activations again chosen for the memory there is."""
+    if recipe.activation_checkpointing != "auto":
+        return recipe
+    from vega_diffusion.training.planner import needed_without_checkpointing  # which itself builds runs
+
+    found = resolved(recipe, device, needed_without_checkpointing)
+    blocks = found.activation_checkpointing
+    warn(f"activation_checkpointing: auto chose {', '.join(blocks) if isinstance(blocks, tuple) else 'no block'}")
+    return found
+
+
 def references(recipe: TrainRecipe) -> list[tuple[str, str]]:
     """Return (component, where its weights come from) of all weights that a recipe names."""
     found: list[tuple[str, str]] = [*recipe.model.weights.items()]
@@ -191,7 +205,8 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     freeze = (*recipe.model.freeze, *unread_modules(trained))
     student = Student(trained, heads, freeze, recipe.model.freeze_after, recipe.model.lora is not None)
     if recipe.activation_checkpointing:
-        student.get_submodule("unet").enable_gradient_checkpointing()  # type: ignore[operator]
+        assert recipe.activation_checkpointing != "auto", "resolved before anything is built"
+        enable(student.get_submodule("unet"), recipe.activation_checkpointing)
     teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
     return RunParts(spec, student.train(), frozen, teachers, inputs)
 

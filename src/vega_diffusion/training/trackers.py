@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ class WeightsAndBiases:
     """A run of W&B named like ours; `WANDB_MODE=offline` keeps it in the run's folder.
 
     Args:
-        directory: The run, whose name is the W&B run's id, so that a resumed run goes on there.
+        directory: The run; its name and place are the W&B run's id, so that a resumed run goes on there.
         config: What to show beside the curves.
     """
 
@@ -60,7 +61,7 @@ class WeightsAndBiases:
         self._run: Any = wandb.init(
             project=project,
             name=directory.name,
-            id=directory.name,
+            id=f"{directory.name}-{hashlib.sha256(str(directory.path.resolve()).encode()).hexdigest()[:8]}",
             resume="allow",
             dir=str(directory.path),
             config=dict(config),
@@ -99,7 +100,10 @@ def open_tracker(
         try:
             return WeightsAndBiases(directory, config)
         except ImportError:
-            warn("tracker: wandb is not installed (pip install wandb); TensorBoard and metrics.jsonl take its place")
+            warn(
+                "tracker: wandb is not installed (pip install 'vega-diffusion[wandb]'); TensorBoard and metrics.jsonl "
+                "take its place"
+            )
     if kind is None:
         return None
     try:
