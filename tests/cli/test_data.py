@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vega_diffusion.cli.main import main
 from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.captions import caption
+from vega_diffusion.data.scenes.filters import apply_filter
 from vega_diffusion.data.scenes.folder import write_scene_folder
 from vega_diffusion.data.scenes.grammar import sample_scene
 from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.data.scenes.scene import Scene
+from vega_diffusion.data.scenes.subjects import load_subjects
 from vega_diffusion.errors import VegaError
 
 
@@ -93,6 +96,41 @@ def test_an_interrupted_writing_goes_on_and_a_folder_can_grow(
     assert contents(folder) == contents(written)
 
 
+def test_scenes_behind_a_filter_say_so_and_are_the_same_scenes(
+    atlas: SpriteAtlas, written: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "neon"
+    write_scene_folder(folder, lambda: atlas, count=3, seed=3, filter_name="neon")
+    plain, neon = rows_of(written)[:3], rows_of(folder)
+    assert [row["text"] for row in neon] == [f"{row['text']}, neon style" for row in plain]
+    for row in neon:
+        pixels = [np.asarray(Image.open(place / row["file_name"])) for place in (written, folder)]
+        before = torch.from_numpy(pixels[0].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        wanted = ((apply_filter("neon", before) + 1) * 127.5).round().byte()[0].permute(1, 2, 0).numpy()
+        # The filter sees numbers before they are rounded to 256 levels.
+        assert np.abs(wanted.astype(int) - pixels[1].astype(int)).max() <= 12
+    with pytest.raises(VegaError, match="another filter"):
+        write_scene_folder(folder, lambda: atlas, count=3, seed=3, filter_name="sketch")
+
+
+@pytest.mark.parametrize("name", ["black-and-white cat", "face with sunglasses"])
+def test_a_subject_stands_alone_before_what_it_stands_out_from(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "subject"
+    arguments = ["data", "scenes", "--count", "6", "--subject", name, "--output", str(folder), "--json"]
+    assert main(arguments) == 0
+    assert last_line(capsys)["count"] == 6
+    for row in rows_of(folder):
+        scene = Scene.from_dict(row["scene"])
+        assert row["text"] == f"a {name}"
+        assert [placed.variant for placed in scene.objects] == [f"subject/{name}"]
+        assert scene.background in load_subjects()[name].backgrounds
+    before = contents(folder)
+    assert main(arguments) == 0
+    assert contents(folder) == before
+
+
 def test_other_peoples_folders_and_other_streams_are_left_alone(
     written: Path, atlas: SpriteAtlas, tmp_path: Path
 ) -> None:
@@ -117,6 +155,8 @@ def test_other_peoples_folders_and_other_streams_are_left_alone(
         (["scenes", "--count", "1", "--output", "x", "--split", "dve"], "split: 'dve'"),
         (["scenes", "--count", "1", "--output", "/dev/null/x"], "/dev/null/x"),
         (["scenes", "--count", "1", "--output", "x", "--icons", "nowhere"], "run `vega data icons`"),
+        (["scenes", "--count", "1", "--output", "x", "--filter", "oil"], "filter: 'oil'"),
+        (["scenes", "--count", "1", "--output", "x", "--subject", "a dog"], "subject: 'a dog'"),
         (["scenes", "--count", "1"], "--output"),
         (["check", "nowhere"], "nowhere: no such folder"),
         (["check", ".", "--min-size", "0"], "min_size: 0"),

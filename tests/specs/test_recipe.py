@@ -41,7 +41,7 @@ def refused(path, *changes):
 
 def test_reads_and_round_trips(path):
     recipe = TrainRecipe.read(path)
-    assert recipe.optimizer.betas == (0.8, 0.95)
+    assert recipe.optimizer.betas == (0.8, 0.95)  # type: ignore[union-attr]
     assert recipe.objective.kind == "denoising"
     assert TrainRecipe.from_json(recipe.to_json()) == recipe
     with pytest.raises(ValidationError):

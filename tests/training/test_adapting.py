@@ -245,3 +245,17 @@ def test_pairs_need_an_even_micro_batch(recipe: Path):
         TrainRecipe.read(recipe, ["data.max_aspect=2.0"])
     with pytest.raises(VegaError, match="model.dtype: 'fp16' .* without model.lora"):
         TrainRecipe.read(recipe, ["model.dtype=fp16", "model.lora=none"])
+
+
+def test_a_teacher_may_be_added_to_any_of_these_jobs(recipe: Path):
+    text = recipe.read_text().replace(
+        '[objective]\nkind = "denoising"\n',
+        '[objective]\nkind = "distillation"\nfeature_level = "none"\nfeature_weight = 0.0\n'
+        '[[objective.teachers]]\nname = "before"\nbase = "vega-mini"\nweights = "vega-mini"\nmap = "same"\n',
+    )
+    recipe.write_text(text)
+    assert main(["train", str(recipe), "--set", "sample_every=none"]) == 0
+    lines = read_metrics(RunDirectory("subject").metrics)
+    assert lines[0]["output"] < 1e-6  # it is its own teacher before the first step
+    assert lines[-1]["output"] > 1e-6
+    assert all(line["teacher/before"] == 1 for line in lines)

@@ -150,7 +150,8 @@ def test_what_a_run_leaves(make_trainer, recipe):
     assert [path.name for path in trainer.directory.states.iterdir()] == ["step-00000006"]
     lines = read_metrics(trainer.directory.metrics)
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 6]
-    assert {"loss", "l1", "edge", "kl", "psnr", "grad_norm", "lr", "samples_per_s"} <= lines[0].keys()
+    assert {"loss", "l1", "edge", "kl", "psnr", "grad_norm", "lr", "samples_per_s", "peak_gib"} <= lines[0].keys()
+    assert 0.1 < lines[0]["peak_gib"] < 24
     assert lines[1]["score"] == 1.5
     # What is published is the average, in a folder that diffusers reads.
     vae = AutoencoderKL.from_pretrained(trainer.directory.ema / "vae")

@@ -33,7 +33,7 @@ from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
 from vega_diffusion.training.ema import Ema
 from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
-from vega_diffusion.training.memory import free_memory, is_out_of_memory, smaller_micro_batch
+from vega_diffusion.training.memory import free_memory, is_out_of_memory, peak_gib, smaller_micro_batch
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.run_directory import RunDirectory
@@ -228,6 +228,7 @@ class Trainer:
                         now = time.monotonic()
                         rate = (self.step - logged_step) * recipe.batch_size / (now - logged_at)
                         last = self._averages.take(self._over_ranks) | {"lr": lr, "samples_per_s": rate}
+                        last["peak_gib"] = peak_gib(self.accelerator.device)
                         logged_at, logged_step = now, self.step
                         if log is not None:
                             log.write(self.step, last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 
 import torch
 
@@ -35,6 +36,13 @@ def smaller_micro_batch(recipe: TrainRecipe, size: int, processes: int, error: B
             "--set activation_checkpointing=true, model.lora, or a smaller data.resolution_px"
         ) from error
     return max(smaller)
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory that this process has held so far: tensors on a GPU, everything on a CPU (GiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def free_memory() -> None:

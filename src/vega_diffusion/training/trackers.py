@@ -54,7 +54,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # type: ignore[import-not-found]  # optional
 
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         self._wandb: Any = wandb
