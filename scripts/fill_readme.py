@@ -1,4 +1,4 @@
-"""Fills README's tables and grid, and the experiment in docs/distillation.md, from result files and the test ledger.
+"""Fills README's tables and grid, and those of docs/distillation.md and docs/adapting.md, from result files and ledger.
 
 `make docs` runs it; tests hold README together with the files.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
 from vega_diffusion.benchmarks.report import read_results
-from vega_diffusion.benchmarks.tables import between, fill
+from vega_diffusion.benchmarks.tables import bars_table, between, fill
 from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
 from vega_diffusion.evaluation.report import ledger_table
 from vega_diffusion.specs.experiment import ExperimentSpec
@@ -18,6 +18,8 @@ from vega_diffusion.specs.experiment import ExperimentSpec
 ROOT = Path(__file__).parents[1]
 GRID_BEGIN, GRID_END = "<!-- grid:begin (make docs) -->", "<!-- grid:end -->"
 SCORES_BEGIN, SCORES_END = "<!-- scores:begin (make docs) -->", "<!-- scores:end -->"
+ADAPTING_BEGIN, ADAPTING_END = "<!-- adapting:begin (make docs) -->", "<!-- adapting:end -->"
+ADAPTING_CASES = ("adaptation", "adapting-speed", "full-size-adapting")
 EXPERIMENT, FIGURE = "benchmarks/experiments/distillation.toml", "images/distillation.png"
 EXPERIMENT_BEGIN, EXPERIMENT_END = "<!-- experiment:begin (make docs) -->", "<!-- experiment:end -->"
 GRID = """![Fifteen prompts and what vega-mini draws for them](docs/images/grid.png)
@@ -42,7 +44,18 @@ def main() -> int:
         readme.write_text(filled)
         print("README.md: tables filled again")
     _fill_experiment(results)
+    _fill_adapting(results)
     return 0
+
+
+def _fill_adapting(folder: Path) -> None:
+    page = ROOT / "docs" / "adapting.md"
+    text = page.read_text()
+    results = [one for one in read_results(folder) if one.case in ADAPTING_CASES] if folder.is_dir() else []
+    filled = between(text, ADAPTING_BEGIN, ADAPTING_END, bars_table(results) + "\n" if results else "")
+    if filled != text:
+        page.write_text(filled)
+        print("docs/adapting.md: table filled again")
 
 
 def _fill_experiment(folder: Path) -> None:

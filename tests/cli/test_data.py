@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vega_diffusion.cli.main import main
+from vega_diffusion.data.scene_stream import scene_mix
 from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.captions import caption
 from vega_diffusion.data.scenes.filters import apply_filter
@@ -20,6 +21,7 @@ from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.data.scenes.scene import Scene
 from vega_diffusion.data.scenes.subjects import load_subjects
 from vega_diffusion.errors import VegaError
+from vega_diffusion.specs.recipe import TrainRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +115,16 @@ def test_scenes_behind_a_filter_say_so_and_are_the_same_scenes(
         write_scene_folder(folder, lambda: atlas, count=3, seed=3, filter_name="sketch")
 
 
+def test_scenes_may_be_drawn_as_a_recipe_draws_them(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes/vega-mini-binding-cpu.toml"
+    folder = tmp_path / "scenes"
+    assert main(["data", "scenes", "--count", "5", "--seed", "2", "--output", str(folder), "--mix", str(recipe)]) == 0
+    mix = scene_mix(TrainRecipe.read(recipe).data.mix)  # type: ignore[union-attr]
+    assert mix.reading_order_rate == 1.0
+    wanted = [sample_scene(2, position, mix=mix) for position in range(5)]
+    assert [Scene.from_dict(row["scene"]) for row in rows_of(folder)] == wanted
+
+
 @pytest.mark.parametrize("name", ["black-and-white cat", "face with sunglasses"])
 def test_a_subject_stands_alone_before_what_it_stands_out_from(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -157,6 +169,7 @@ def test_other_peoples_folders_and_other_streams_are_left_alone(
         (["scenes", "--count", "1", "--output", "x", "--icons", "nowhere"], "run `vega data icons`"),
         (["scenes", "--count", "1", "--output", "x", "--filter", "oil"], "filter: 'oil'"),
         (["scenes", "--count", "1", "--output", "x", "--subject", "a dog"], "subject: 'a dog'"),
+        (["scenes", "--count", "1", "--output", "x", "--mix", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["scenes", "--count", "1"], "--output"),
         (["check", "nowhere"], "nowhere: no such folder"),
         (["check", ".", "--min-size", "0"], "min_size: 0"),

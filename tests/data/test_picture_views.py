@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,19 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path: Path):
 def test_a_picture_of_one_pixel_fills_its_bucket():
     view = middle_of((1, 1), (128, 128))
     assert pixels_of(png(Image.new("RGB", (1, 1), "red")), (128, 128), view).shape == (3, 128, 128)
+
+
+def test_a_hundred_megapixels_are_a_picture_like_others(tmp_path: Path):
+    path = tmp_path / "large.png"
+    Image.new("L", (10_000, 10_001), 200).save(path, compress_level=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        pixels = pixels_of(path.read_bytes(), (128, 128))
+    assert (pixels * 127.5 + 127.5 - 200).abs().max() < 1
+
+
+def test_a_palette_with_a_transparent_colour_lies_on_white(tmp_path: Path):
+    picture = Image.new("P", (16, 16), 1)
+    picture.putpalette([255, 0, 0, 0, 255, 0] + [0] * 762)
+    picture.save(tmp_path / "palette.png", transparency=1)
+    assert opened((tmp_path / "palette.png").read_bytes()).getpixel((3, 3)) == (255, 255, 255)

@@ -35,6 +35,8 @@ CASES: dict[str, str] = {
     "full-size-step": "vega_diffusion.benchmarks.full_size_step",
     "adaptation": "vega_diffusion.benchmarks.adaptation",
     "training-step": "vega_diffusion.benchmarks.training_step",
+    "adapting-speed": "vega_diffusion.benchmarks.adapting_speed",
+    "full-size-adapting": "vega_diffusion.benchmarks.full_size_adapting",
 }
 
 

@@ -50,19 +50,20 @@ class Job:
     prior: bool = True
 
 
-_PLAIN = ("data.prior.folder", "plain", ("--count", "384", "--seed", "33"))
+_MIX = ("--mix", "recipes/vega-mini-binding-cpu.toml")  # what the model itself was trained on last
+_PLAIN = ("data.prior.folder", "plain", ("--count", "1536", "--seed", "33", *_MIX))
 _CAT = ("data.folder", "cat", ("--count", "5", "--seed", "34", "--subject", SUBJECT))
 JOBS = (
     Job(
         "style-lora",
         "recipes/vega-mini-style-lora-cpu.toml",
-        (("data.folder", "neon", ("--count", "384", "--seed", "31", "--filter", "neon")), _PLAIN),
+        (("data.folder", "neon", ("--count", "512", "--seed", "31", "--filter", "neon", *_MIX)), _PLAIN),
         style="neon",
     ),
     Job(
         "style-full",
         "recipes/vega-mini-style-full-cpu.toml",
-        (("data.folder", "sketch", ("--count", "384", "--seed", "32", "--filter", "sketch")), _PLAIN),
+        (("data.folder", "sketch", ("--count", "512", "--seed", "32", "--filter", "sketch", *_MIX)), _PLAIN),
         style="sketch",
     ),
     Job("subject-lora", "recipes/vega-mini-subject-lora-cpu.toml", (_CAT,), subject=True),

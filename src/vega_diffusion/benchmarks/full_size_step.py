@@ -112,8 +112,8 @@ def main(path: str, resolution: str) -> None:
         unet = seeded_component(spec, "unet", SEED)
         (teacher,) = build_teachers(objective_spec, spec, None)
         taught = teacher.load()
-    _fill(unet, torch.float32)
-    _fill(taught, torch.bfloat16)
+    fill_randomly(unet, torch.float32)
+    fill_randomly(taught, torch.bfloat16)
     student = Student({"unet": unet}).train()
     student.set_trainable(0)
     teacher = replace(teacher, load=lambda: taught)
@@ -132,7 +132,7 @@ def main(path: str, resolution: str) -> None:
     print(json.dumps(said))
 
 
-def _fill(module: Any, dtype: Any) -> None:
+def fill_randomly(module: Any, dtype: Any) -> None:
     """Give a network on the meta device memory and small random weights."""
     import torch
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vega_diffusion.cli.arguments import run_verb, text
 from vega_diffusion.errors import InvalidValue, VegaError
+
+if TYPE_CHECKING:
+    from vega_diffusion.data.scenes.grammar import SceneMix
 
 SUBCOMMANDS = {
     "icons": "fetch the pinned icon packages and draw their sprites",
@@ -84,6 +87,7 @@ def scenes(
     split: str = "train",
     filter: Annotated[str | None, text("NAME", "none")] = None,
     subject: Annotated[str | None, text("NAME", "none")] = None,
+    mix: Annotated[str | None, text("RECIPE", "that of the grammar")] = None,
     icons: Annotated[str | None, text("FOLDER", "$VEGA_HOME/icons, else the sample in the package")] = None,
     json: bool = False,
 ) -> int:
@@ -98,6 +102,7 @@ def scenes(
         split: train, held-out, dev, test or all.
         filter: Put all pictures behind a filter style: neon, blueprint, sketch or pixel.
         subject: Show this subject alone in every scene, as "black-and-white cat".
+        mix: Draw what a recipe's [data.mix] says, as often.
         icons: Folder that vega data icons filled.
         json: Print one JSON object as the last line.
     """
@@ -123,6 +128,7 @@ def scenes(
             count=count,
             seed=seed,
             split=split,
+            mix=None if mix is None else _mix_of(Path(mix)),
             filter_name=filter,
             subject=None if subject is None else find_subject(subject),
             progress=bar.update,
@@ -131,6 +137,18 @@ def scenes(
     kept = f" ({result['kept']} were there already)" if result["kept"] else ""
     print(jsonlib.dumps(report) if json else f"{count} scenes in {folder}{kept}")
     return 0
+
+
+def _mix_of(path: Path) -> SceneMix:
+    """Return the mix of scenes that a recipe trains on."""
+    from vega_diffusion.data.scene_stream import scene_mix
+    from vega_diffusion.specs.data import ImageLatentsSpec
+    from vega_diffusion.specs.recipe import TrainRecipe
+
+    data = TrainRecipe.read(path).data
+    if isinstance(data, ImageLatentsSpec):
+        raise InvalidValue("mix", str(path), "a recipe that trains on scenes", "name another")
+    return scene_mix(data.mix)
 
 
 def check(

@@ -196,6 +196,8 @@ def opened(content: bytes) -> Image.Image:
         turned = ImageOps.exif_transpose(picture)
         if turned.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255 instead of scaling
             turned = turned.convert("I").point(lambda level: level / 257).convert("L")
+        if "A" not in turned.getbands() and "transparency" not in turned.info:
+            return turned.convert("RGB")
         turned = turned.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert("RGB")
 

@@ -45,6 +45,12 @@ class Conditioning:
             self.time_ids.repeat(num_images, 1),
         )
 
+    def to(self, device: torch.device) -> Conditioning:
+        """Return the same rows on a device."""
+        return Conditioning(
+            self.prompt_embeds.to(device), self.pooled_prompt_embeds.to(device), self.time_ids.to(device)
+        )
+
     def after(self, first: Conditioning) -> Conditioning:
         """Return the rows of `first`, then these."""
         return Conditioning(
@@ -63,6 +69,10 @@ class Guidance:
 
     scale: float
     negative: Conditioning | None
+
+    def to(self, device: torch.device) -> Guidance:
+        """Return the same guidance on a device."""
+        return Guidance(self.scale, None if self.negative is None else self.negative.to(device))
 
 
 @dataclass(frozen=True)

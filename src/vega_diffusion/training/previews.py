@@ -29,6 +29,7 @@ from vega_diffusion.training.student import Student
 
 HELD_OUT_SEED = 1_000_003
 COLUMNS = 8
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def previews(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory, source: BatchSource) -> SampleFunction:
@@ -42,19 +43,26 @@ def previews(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory, sour
 
     vae: Any
     vae, _ = load_vae(recipe, spec)
-    frozen = frozen_components(recipe, spec)
     tokenizers = load_tokenizers(recipe, spec)
     pictures = source.sources[0] if isinstance(source, PairedSamples) else source
     prompts = recipe.samples.prompts or _default_prompts(pictures)
     held_out = pictures.held_out if isinstance(pictures, ImageLatents) else None
+    frozen = frozen_components(recipe, spec)
+    # Text encoders that do not learn are asked once and are gone while the run lasts.
+    learns = set(TEXT_ENCODERS) & set(recipe.model.train)
+    known = [] if learns else [_conditions(recipe, spec, list(frozen.values()), tokenizers, one) for one in prompts]
+    frozen = frozen if learns else {}
 
     def sample(step: int, student: Student) -> dict[str, float]:
         unet: Any = student.get_submodule("unet")
         device = next(unet.parameters()).device
-        encoders = [getattr(student, n, None) or frozen[n].to(device) for n in ("text_encoder", "text_encoder_2")]
+        conditions = known
+        if learns:
+            encoders = [getattr(student, name, None) or frozen[name].to(device) for name in TEXT_ENCODERS]
+            conditions = [_conditions(recipe, spec, encoders, tokenizers, prompt) for prompt in prompts]
         rows = []
-        for prompt in prompts:
-            latents = _drawn(recipe, spec, unet, _conditions(recipe, spec, encoders, tokenizers, prompt, device))
+        for one in conditions:
+            latents = _drawn(recipe, spec, unet, one, device)
             decoded = [decode_latents(vae.to(device), one.to(vae.dtype))[0] for one in latents.split(1)]
             rows.append(torch.cat(decoded).clamp(-1, 1).float().cpu())
         if recipe.samples.num_images == 1:
@@ -91,14 +99,15 @@ def _conditions(
     encoders: Sequence[Any],
     tokenizers: TokenizerPair,
     prompt: str,
-    device: torch.device,
 ) -> tuple[Conditioning, Guidance]:
     """Return a prompt's condition and guidance; what the recipe does not say is the model's own."""
     samples, own = recipe.samples, spec.generation
     negative = samples.negative_prompt if samples.negative_prompt is not None else own.negative_prompt
     ids, ids_2 = tokenizers([prompt, negative or ""])
     first, second = encoders
-    embeds, pooled = encode_tokens(first, second, ids.to(device), ids_2.to(device))
+    device = next(first.parameters()).device
+    with torch.no_grad():
+        embeds, pooled = encode_tokens(first, second, ids.to(device), ids_2.to(device))
     if negative is None and spec.force_zeros_for_empty_prompt:
         embeds[1], pooled[1] = 0, 0
     width, height = preview_size(recipe, spec)
@@ -109,11 +118,16 @@ def _conditions(
     return wanted, Guidance(scale, against if guided else None)
 
 
-def _drawn(recipe: TrainRecipe, spec: ModelSpec, unet: Any, conditions: tuple[Conditioning, Guidance]) -> Tensor:
+def _drawn(
+    recipe: TrainRecipe,
+    spec: ModelSpec,
+    unet: Any,
+    conditions: tuple[Conditioning, Guidance],
+    device: torch.device,
+) -> Tensor:
     """Return the latents of a prompt's pictures, `[num_images, C, h, w]`, drawn one by one for memory's sake."""
-    wanted, guidance = conditions
+    wanted, guidance = conditions[0].to(device), conditions[1].to(device)
     (width, height), down = preview_size(recipe, spec), spec.autoencoder.downscale
-    device = wanted.prompt_embeds.device
     found = []
     for seed in range(recipe.samples.seed, recipe.samples.seed + recipe.samples.num_images):
         scheduler = make_scheduler(spec.generation.sampler, spec.schedule.to_config())

@@ -164,7 +164,7 @@ def fitted(recipe: TrainRecipe, device: torch.device, warn: Warn) -> TrainRecipe
         return recipe
     from vega_diffusion.training.planner import needed_without_checkpointing  # which itself builds runs
 
-    found = resolved(recipe, device, needed_without_checkpointing)
+    found = resolved(recipe, device, lambda asked: needed_without_checkpointing(asked, device))
     blocks = found.activation_checkpointing
     warn(f"activation_checkpointing: auto chose {', '.join(blocks) if isinstance(blocks, tuple) else 'no block'}")
     return found
