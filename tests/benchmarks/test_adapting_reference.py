@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from peft.utils.save_and_load import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -155,8 +153,7 @@ def test_lora_is_diffusers_own_step_by_step(ours: Any) -> None:
     unrounded = reference.errors(0, lambda values: values).mean().item()
     assert losses == pytest.approx(reference.train(Tensor.mean), rel=LOSS)
     assert losses[0] == pytest.approx(unrounded, rel=UNROUNDED)
-    layers = get_peft_model_state_dict(reference.parts.unet)
-    StableDiffusionXLPipeline.save_lora_weights(setting.output, unet_lora_layers=layers)
+    reference.parts.save_adapters(setting.output)
     files = (directory.ema, Path(setting.output))
     mine, theirs = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in files)
     assert len(mine) > 100

@@ -1,4 +1,4 @@
-"""The case `adapting-speed`: what it times, its two sides at tiny size, and the folders and flags that it gives them."""
+"""The case `adapting-speed`: what it times, its two sides at tiny size, the folders and flags that it gives them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,24 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def setting(pictures: Path, tiny_folder: Path, tmp_path: Path) -> Setting:
-    names = {"pictures": str(pictures / "captioned"), "class_pictures": str(pictures / "class")}
-    return Setting(model=str(tiny_folder), output=str(tmp_path / "output"), steps=3, batch=2, resolution_px=64, **names)
+    return Setting(
+        model=str(tiny_folder),
+        pictures=str(pictures / "captioned"),
+        class_pictures=str(pictures / "class"),
+        output=str(tmp_path / "output"),
+        steps=3,
+        batch=2,
+        resolution_px=64,
+    )
 
 
 def test_signs_are_timed_from_the_start_even_in_pieces() -> None:
-    program = "import sys,time;w=lambda s:(sys.stderr.write(s),sys.stderr.flush(),time.sleep(.2));w('be');w('gun\\r3/');w('3 [x');w('')"
+    program = """if True:
+        import sys, time
+        for piece in ("be", "gun\\r3/", "3 [x", ""):
+            print(piece, end="", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+    """
     watched = watch_command([sys.executable, "-c", program], {"begun": "begun", "done": r"3/3 \["})
     assert 0.15 < watched.between("begun", "done").wall_s < 0.6
     assert watched.between("begun").wall_s == pytest.approx(watched.end.wall_s - watched.signs["begun"].wall_s)

@@ -24,12 +24,12 @@ def test_a_step_at_mini_size_moves_what_learns(
 
     def remember(*given: object):
         made = build(*given)  # type: ignore[arg-type]
-        first = made.param_groups[0]["params"][0]
-        before, take = first.detach().clone(), made.step
+        learns, take = made.param_groups[0]["params"], made.step
+        before = [one.detach().clone() for one in learns]
 
         def stepped() -> None:
             take()
-            moved.append(not torch.equal(first, before))
+            moved.append(any(not torch.equal(one, then) for one, then in zip(learns, before, strict=True)))
 
         monkeypatch.setattr(made, "step", stepped)
         return made

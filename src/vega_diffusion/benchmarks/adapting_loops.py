@@ -4,7 +4,7 @@ Each does in a step what diffusers' script of that job does in it (`examples/`, 
 those do not: pictures are decoded, encoded by the autoencoder and, for LoRA, captions read by both text encoders at
 every step; DreamBooth reads its two prompts once; the full fine-tune encodes everything once and collates Python lists.
 What the scripts do beside that, and a loop can do without, is left out: datasets and Arrow, accelerate, log lines, and
-that the full one decodes its pictures again at every step. Only `OursOrTheirs` settings come from `adapting_speed`.
+that the full one decodes its pictures again at every step. Only the setting comes from `adapting_speed`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Components:
 
     def save_adapters(self, folder: str) -> None:
         """Write the adapters as diffusers' scripts do."""
-        StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(self.unet))
+        layers: Any = get_peft_model_state_dict(self.unet)
+        StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers)
 
 
 class Pictures(Dataset):

@@ -127,9 +127,9 @@ def measure(
         summary=summary,
         bars=tuple(bars),
         seeds=(SEED,),
-        protocol=f"{pictures} pictures, {resolution} px, {steps} steps of {batch} samples (as many pictures of the class "
-        "beside them with prior preservation, counted too), fp32, rank 4, AdamW, no previews, no trackers, one thread, "
-        "fresh processes with nothing cached, in turn. A run: from the end of the imports to the end of the process, so "
+        protocol=f"{pictures} pictures, {resolution} px, {steps} steps of {batch} samples (with prior preservation "
+        "as many pictures of the class beside them, counted too), fp32, rank 4, AdamW, no previews, no trackers, one "
+        "thread, fresh processes with nothing cached, in turn. A run, from the end of its imports to its own end: "
         "weights read, pictures and captions encoded, steps, result written; ours also writes a state to resume from. "
         "Steps: the loop alone. Process: with the imports. Bars: samples/s of a whole run, processor seconds, the "
         f"median of the rounds' own ratios. Against: {_said_of(diffusers)}",
