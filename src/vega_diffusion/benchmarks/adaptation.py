@@ -1,6 +1,7 @@
 """Case `adaptation`: the embedded model learns styles and a subject that it never saw, and is judged.
 
-A job that is trained and judged is not run again: the command may be stopped at any moment and called anew.
+A job that is trained and judged is not run again: the command may be stopped at any moment and called anew. Sheets of
+pictures lie in `$VEGA_HOME/adaptation/sheets`; docs/adapting.md shows copies.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _measure_job(
     summary[f"{job.name}_recognised"] = round(share, 4)
     summary[f"{job.name}_recognised_interval"] = share_interval(found)
     bars.append(_bar(f"{job.name}: {what} recognised in new prompts", share, "of 1", RECOGNISED, "higher"))
-    write_sheet(pictures, Path("docs/images") / f"adaptation-{job.name}.png")
+    write_sheet(pictures, home / "sheets" / f"adaptation-{job.name}.png")
     if job.subject:
         taken, _ = draw_and_judge(str(model), [text for text, _ in class_prompts()], _recogniser(job), _say)
         share = sum(taken) / len(taken)
