@@ -45,4 +45,4 @@ def test_the_loop_uses_it(make_trainer, recipe, monkeypatch) -> None:
         lambda device, precision: asked.append((device.type, precision)) or attention_kernel(device, precision),
     )
     make_trainer(recipe(mixed_precision="bf16", steps=3)).train()
-    assert asked == [("cpu", "bf16")] * 6  # two micro-steps a step
+    assert asked == [("cpu", "bf16")] * 12  # two micro-steps a step, forwards and backwards
