@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from own_pictures import source_of
 from vega_diffusion.cli.main import main
 from vega_diffusion.data.image_latents import ImageLatents
 from vega_diffusion.data.picture_folder import FolderPictures
@@ -24,9 +24,7 @@ from vega_diffusion.models.checkpoint import load_autoencoder
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.run import frozen_components
 from vega_diffusion.training.run_directory import RunDirectory
-from vega_diffusion.training.sources import build_source
 
 RECIPE = """
 steps = 3
@@ -76,12 +74,6 @@ def recipe(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     file = tmp_path / "pictures.toml"
     file.write_text(RECIPE.replace("FOLDER", str(folder)))
     return file
-
-
-def source_of(recipe: Path, *changes: str) -> Any:
-    read = TrainRecipe.read(recipe, changes)
-    spec = load_spec(resolve_model("vega-mini"))
-    return build_source(read, spec, torch.device("cpu"), frozen_components(read, spec))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from own_pictures import source_of
 from vega_diffusion.data.image_latents import ImageLatents
 from vega_diffusion.data.picture_index import Picture, opened
 from vega_diffusion.data.picture_views import View, middle_of, pixels_of, time_ids, views_of
@@ -21,8 +22,6 @@ from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.specs.data import ImageLatentsSpec
 from vega_diffusion.specs.recipe import TrainRecipe
-from vega_diffusion.training.run import frozen_components
-from vega_diffusion.training.sources import build_source
 
 RECIPE = """
 steps = 3
@@ -67,12 +66,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "pictures.toml"
     file.write_text(RECIPE.replace("FOLDER", str(folder)))
     return file
-
-
-def source_of(recipe: Path, *changes: str) -> Any:
-    read = TrainRecipe.read(recipe, changes)
-    spec = load_spec(resolve_model("vega-mini"))
-    return build_source(read, spec, torch.device("cpu"), frozen_components(read, spec))
 
 
 def test_a_view_is_that_part_of_the_scaled_picture():

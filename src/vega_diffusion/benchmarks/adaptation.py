@@ -98,7 +98,8 @@ def measure(processes: int = 1, job: tuple[str, ...] = ()) -> Measurement:
         bars=tuple(bars),
         protocol="prompt-following: all of scenes-dev, paired with the model before, intervals from 2,000 draws of "
         "prompts; recognised: share of pictures of new prompts, two seeds each, in which the frozen checker finds the "
-        "style or the subject; all seeds count; seconds are of training alone, caches and class pictures included",
+        "style or the subject; all seeds count; seconds are of training, with encoding and class pictures as far as "
+        "$VEGA_HOME had none of them yet",
     )
 
 
