@@ -9,6 +9,11 @@ import torch
 from vega_diffusion.data.batches import Batch, LatentSource, SampleKey
 
 
+def prior_rows(positions: Sequence[int]) -> list[int]:
+    """Return the rows of a batch of paired samples that are the second source's."""
+    return [row for row, position in enumerate(positions) if position % 2]
+
+
 class PairedSamples:
     """Even positions are the first source's samples, odd ones the second's.
 

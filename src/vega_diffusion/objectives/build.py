@@ -13,6 +13,7 @@ from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.diffusion.schedule import NoiseSchedule, linear, scaled_linear, squared_cosine
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.objectives.autoencoding import Autoencoding
+from vega_diffusion.objectives.before import ModelBefore
 from vega_diffusion.objectives.denoising import Denoising
 from vega_diffusion.objectives.distillation import Distillation
 from vega_diffusion.objectives.protocol import Objective
@@ -36,6 +37,7 @@ def build_objective(
     frozen: dict[str, nn.Module],
     teachers: Sequence[Teacher] = (),
     batch_size: int = 1,
+    before: ModelBefore | None = None,
 ) -> Objective:
     """Return the objective that a spec describes.
 
@@ -45,12 +47,13 @@ def build_objective(
         frozen: Component -> module that helps and does not learn.
         teachers: Those that a distillation names.
         batch_size: Samples of one optimizer step, which tells a distillation what step a sample belongs to.
+        before: The model before training, where it answers for some samples of a denoising task.
     """
     match spec:
         case AutoencodingSpec():
             return Autoencoding(spec)
         case DenoisingSpec():
-            return build_denoising(spec, model, frozen)
+            return build_denoising(spec, model, frozen, before)
         case DistillationSpec():
             task = build_denoising(DenoisingSpec(min_snr_gamma=spec.min_snr_gamma), model, frozen)
             return Distillation(spec, task, teachers, batch_size)
@@ -62,7 +65,9 @@ def build_objective(
             assert_never(spec)
 
 
-def build_denoising(spec: DenoisingSpec, model: ModelSpec, frozen: dict[str, nn.Module]) -> Denoising:
+def build_denoising(
+    spec: DenoisingSpec, model: ModelSpec, frozen: dict[str, nn.Module], before: ModelBefore | None = None
+) -> Denoising:
     """Return the denoising task of a model.
 
     Raises:
@@ -72,7 +77,7 @@ def build_denoising(spec: DenoisingSpec, model: ModelSpec, frozen: dict[str, nn.
     if bias is not None and bias.end > last:
         raise InvalidValue("objective.timestep_bias.end", bias.end, f"at most {last}", "lower it")
     predicted = spec.prediction_type or model.schedule.prediction_type
-    return Denoising(spec, predicted, build_schedule(model.schedule), frozen)
+    return Denoising(spec, predicted, build_schedule(model.schedule), frozen, before)
 
 
 def build_schedule(spec: NoiseScheduleSpec) -> NoiseSchedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from vega_diffusion.diffusion.weighting import min_snr_weight
 from vega_diffusion.objectives.conditioning import encode_tokens, silence
 from vega_diffusion.objectives.protocol import Loss
 from vega_diffusion.specs.objective import DenoisingSpec
+
+if TYPE_CHECKING:
+    from vega_diffusion.objectives.before import ModelBefore
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Denoising:
         prediction_type: What the network predicts.
         schedule: The noise schedule.
         frozen: `text_encoder` and `text_encoder_2` where the student does not train them.
+        before: Says what is to be predicted for the second source's samples; None leaves it to the data.
 
     Source: Ho et al. 2020, algorithm 1 (arXiv 2006.11239).
     """
@@ -80,8 +85,9 @@ class Denoising:
         prediction_type: PredictionType,
         schedule: NoiseSchedule,
         frozen: dict[str, nn.Module],
+        before: ModelBefore | None = None,
     ) -> None:
-        self.spec, self.schedule, self.frozen = spec, schedule, frozen
+        self.spec, self.schedule, self.frozen, self.before = spec, schedule, frozen, before
         self.prediction_type: PredictionType = prediction_type
 
     def to(self, device: torch.device) -> None:
@@ -89,10 +95,14 @@ class Denoising:
         self.schedule = self.schedule.to(device)
         for module in self.frozen.values():
             module.to(device)
+        if self.before is not None:
+            self.before.to(device)
 
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
         """Return the weighted loss; the part `mse` is the unweighted error."""
         question = self.question(student, batch, rng)
+        if self.before is not None:
+            question = self.before.answer(self, question, batch, rng)
         mse = squared_error(question.ask(student.get_submodule("unet")), question.target)
         return Loss.from_samples(mse * self.weights(question.timesteps, batch), {"mse": mse})
 

@@ -101,13 +101,18 @@ class PriorSpec(StrictSpec):
     they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the folder's pictures have captions of their own and
     nothing is drawn. `weight` scales their loss against that of the run's own pictures.
 
-    Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242).
+    `target` says what is to be predicted for them: `picture` is what the pictures say, as for all others; `model` is
+    what the model before training predicts, so that at first there is nothing to change, and later what has drifted
+    comes back, whatever the pictures show.
+
+    Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242); Li and Hoiem 2016, section 3 (arXiv 1606.09282).
     """
 
     caption: str | None = None
     folder: str | None = None
     num_pictures: PositiveInt = 100
     weight: NonNegativeFloat = 1.0
+    target: Literal["picture", "model"] = "picture"
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")

@@ -245,6 +245,8 @@ class TrainRecipe(StrictSpec):
             if self.data.prior is not None and self.micro_batch_size % 2:
                 pairs = "an even number with data.prior, whose samples come in pairs"
                 raise InvalidValue("micro_batch_size", self.micro_batch_size, pairs, "change it")
+            if self.data.prior is not None and self.data.prior.target == "model":
+                self._check_model_before()
         elif self.samples.num_held_out:
             raise InvalidValue(
                 "samples.num_held_out", self.samples.num_held_out, "nothing but for image_latents", "remove it"
@@ -253,6 +255,13 @@ class TrainRecipe(StrictSpec):
             raise InvalidValue("model.dtype", "fp16", "fp32 or bf16 without model.lora", "change it")
         if self.channels_last and "unet" not in self.model.train:
             raise InvalidValue("channels_last", True, "false where no U-Net is trained", "remove it")
+
+    def _check_model_before(self) -> None:
+        """Check that the model before training can answer for pictures of `data.prior`."""
+        if self.objective.kind != "denoising":
+            raise InvalidValue("data.prior.target", "model", "picture beside a distillation", "change it")
+        if "unet" not in self.model.train:
+            raise InvalidValue("data.prior.target", "model", "picture where no U-Net is trained", "change it")
 
     def _check_module_names(self) -> None:
         trained = set(self.model.train)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.models.lora import add_lora
+from vega_diffusion.objectives.before import ModelBefore
 from vega_diffusion.objectives.build import build_heads, build_objective
 from vega_diffusion.objectives.teachers import Teacher
 from vega_diffusion.specs.architecture import ModelSpec
@@ -29,7 +30,7 @@ from vega_diffusion.training.components import model_spec, seeded_component, unr
 from vega_diffusion.training.example_batch import example_batch, latent_side
 from vega_diffusion.training.meta_attention import fused_attention
 from vega_diffusion.training.optimizer import lr_factor, missing_package, optimizer_bytes
-from vega_diffusion.training.run import HELPERS, captions_cached
+from vega_diffusion.training.run import HELPERS, captions_cached, model_before
 from vega_diffusion.training.sample_budget import sample_interval
 from vega_diffusion.training.student import Student
 from vega_diffusion.training.teachers import build_teachers
@@ -238,9 +239,9 @@ class _MetaStep:
 
 def _meta_step(recipe: TrainRecipe, spec: ModelSpec, fused: bool = True) -> _MetaStep:
     with torch.device("meta"):
-        student, frozen = _meta_student(recipe, spec)
+        student, frozen, before = _meta_student(recipe, spec)
         teachers = _meta_teachers(recipe, spec)
-        objective = build_objective(recipe.objective, spec, frozen, teachers, recipe.batch_size)
+        objective = build_objective(recipe.objective, spec, frozen, teachers, recipe.batch_size, before)
         objective.to(torch.device("meta"))
         batch = example_batch(recipe, spec)
     rng = PositionRng(recipe.seed, range(len(batch)), "meta")
@@ -250,7 +251,9 @@ def _meta_step(recipe: TrainRecipe, spec: ModelSpec, fused: bool = True) -> _Met
     shapes = tuple(p.shape for p in student.parameters() if p.requires_grad)
     trained = sum(shape.numel() for shape in shapes)
     base = sum(p.numel() for p in student.parameters()) - trained
-    helpers = sum(p.numel() for module in frozen.values() for p in module.parameters())
+    # Below adapters the model before training has the student's own weights.
+    apart = (*frozen.values(), *([before] if before is not None and recipe.model.lora is None else []))
+    helpers = sum(p.numel() for module in apart for p in module.parameters())
     fixed = base + helpers
     held = 4 if recipe.model.dtype == "fp32" else 2  # what learns, and what adapters sit on
     weight_bytes = _weight_size(recipe) * trained + held * base + 4 * helpers
@@ -355,11 +358,12 @@ def matmul_speed(device: torch.device, precision: str = "no", windows: int = 12)
     return products * 2 * 512**3 / best
 
 
-def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, nn.Module]]:
+def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[str, nn.Module], ModelBefore | None]:
     trained = {name: seeded_component(spec, name, 0) for name in recipe.model.train}
     helpers = [] if captions_cached(recipe) else [n for n in HELPERS[recipe.objective.kind] if n not in trained]
     frozen = {name: seeded_component(spec, name, 0).requires_grad_(False) for name in helpers}
     heads = build_heads(recipe.objective, spec, recipe.seed)
+    before = model_before(recipe, spec, trained)
     if recipe.model.lora is not None:
         for module in trained.values():
             add_lora(module, recipe.model.lora, 0)
@@ -369,7 +373,7 @@ def _meta_student(recipe: TrainRecipe, spec: ModelSpec) -> tuple[Student, dict[s
         student.module_named(name, "compile")
     if recipe.activation_checkpointing and recipe.activation_checkpointing != "auto":
         enable(student.get_submodule("unet"), recipe.activation_checkpointing)
-    return student.train(), frozen
+    return student.train(), frozen, before
 
 
 def _meta_teachers(recipe: TrainRecipe, spec: ModelSpec) -> list[Teacher]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +21,11 @@ from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.lora import add_lora, is_adapter
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
+from vega_diffusion.objectives.before import ModelBefore
 from vega_diffusion.objectives.build import build_denoising, build_heads, build_objective
 from vega_diffusion.objectives.teachers import Teacher
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.data import ImageLatentsSpec
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.objective import AutoencodingSpec, DenoisingSpec
 from vega_diffusion.specs.presets import PRESETS
@@ -73,6 +75,7 @@ class RunParts:
     frozen: dict[str, nn.Module]
     teachers: list[Teacher]
     inputs: dict[str, str]
+    before: ModelBefore | None = None
 
 
 def run_recipe(
@@ -132,7 +135,9 @@ def run_recipe(
         trainer = Trainer(
             recipe,
             parts.student,
-            build_objective(recipe.objective, parts.spec, parts.frozen, parts.teachers, recipe.batch_size),
+            build_objective(
+                recipe.objective, parts.spec, parts.frozen, parts.teachers, recipe.batch_size, parts.before
+            ),
             source,
             directory,
             accelerator,
@@ -197,6 +202,7 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
         start_fresh(trained["vae"], recipe.objective.initial_logvar)
     frozen = frozen_components(recipe, spec, inputs)
     heads = build_heads(recipe.objective, spec, recipe.seed)
+    before = model_before(recipe, spec, trained)
     if recipe.model.lora is not None:
         for name, module in trained.items():
             add_lora(module, recipe.model.lora, derive_seed(recipe.seed, "lora", name))
@@ -208,7 +214,15 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
         assert recipe.activation_checkpointing != "auto", "resolved before anything is built"
         enable(student.get_submodule("unet"), recipe.activation_checkpointing)
     teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
-    return RunParts(spec, student.train(), frozen, teachers, inputs)
+    return RunParts(spec, student.train(), frozen, teachers, inputs, before)
+
+
+def model_before(recipe: TrainRecipe, spec: ModelSpec, trained: Mapping[str, nn.Module]) -> ModelBefore | None:
+    """Return the model as it is now, where it is to answer for the pictures of `data.prior`."""
+    prior = recipe.data.prior if isinstance(recipe.data, ImageLatentsSpec) else None
+    if prior is None or prior.target == "picture":
+        return None
+    return ModelBefore(trained, recipe.model.lora is not None, spec.schedule.prediction_type)
 
 
 def _hold(module: nn.Module, recipe: TrainRecipe) -> None:
