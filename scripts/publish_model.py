@@ -28,8 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text", required=True, help="weights of the text encoders, likewise")
     parser.add_argument("--vae", required=True, help="weights of the autoencoder, likewise")
     parser.add_argument("--notes", default="", help="text for card and record")
+    parser.add_argument("--vae-tiny", help="weights of a tiny autoencoder to put beside it, likewise; none by default")
     given = parser.parse_args(argv)
     references = {"unet": given.unet, "text_encoder": given.text, "text_encoder_2": given.text, "vae": given.vae}
+    if given.vae_tiny is not None:
+        references["vae_tiny"] = given.vae_tiny
     tokenizers = (TokenizerFiles.of(load_tokenizer()), TokenizerFiles.of(load_tokenizer(second=True)))
 
     def work() -> Path:

@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-# Fixtures of tiny model folders, shared by the tests of the engine and of the commands.
-pytest_plugins = ["tiny_models"]
+# Fixtures of tiny model folders, shared by the tests of the engine, of the commands and of training.
+pytest_plugins = ["tiny_models", "tiny_distillation"]
 
 # A property that fails only on some runs would be blamed on whoever pushes next; a slow shared core is no failure.
 settings.register_profile("project", derandomize=True, deadline=None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vega_diffusion.cli.main import main
 
 _RECIPE = """
@@ -33,6 +35,12 @@ def stretched_teacher(folder: Path) -> Path:
     """Write a folder of mini-sdxl's shape whose further blocks all count, stretched from vega-mini."""
     assert main(["map", "carve", "vega-mini", str(folder), "--map", "stretch", "--student", "mini-sdxl"]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def stretched_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a teacher, made once a session: tests read it."""
+    return stretched_teacher(tmp_path_factory.mktemp("stretched") / "teacher")
 
 
 def recipe_text(

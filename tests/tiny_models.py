@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ SHAPES: dict[str, dict[str, object]] = {
         "reverse_transformer_layers_per_block": ((3, 1, 1), (2, 1, 1), (1, 1, 1)),
     },
 }
+
+
+@pytest.fixture(scope="session")
+def speed_measured_once() -> Iterator[None]:
+    """Let plans measure this machine's speed once a precision: it takes longer than what tests look at in a plan."""
+    from vega_diffusion.training import planner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "matmul_speed", cache(planner.matmul_speed))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_a_model_of_another_size_or_without_text_encoders_is_refused(
         (["--num-steps", "x"], "num_steps"),
         (["--guidance-scale", "-1"], "guidance_scale"),
         (["--sampler", "best"], "sampler"),
+        (["--profile", "fastest"], "profile"),
         (["--processes", "0"], "processes"),
         (["--checker", "nothing"], "nothing"),
         (["--output", "/dev/null/x"], "output"),

@@ -11,27 +11,37 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from tiny_distillation import recipe_text, stretched_teacher, teacher_text
+from tiny_distillation import recipe_text, teacher_text
+from tiny_evaluation import tiny_checker
 from vega_diffusion.cli.main import main
 from vega_diffusion.training.run_directory import RunDirectory
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
-    teacher = stretched_teacher(tmp_path / "teacher")
+@pytest.fixture(scope="module")
+def trained(stretched_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which `tiny` was distilled."""
+    folder = tmp_path_factory.mktemp("export")
+    teacher = stretched_folder
     objective = 'feature_level = "block"\n' + teacher_text("the-teacher", teacher, "even")
-    recipe = tmp_path / "tiny.toml"
+    recipe = folder / "tiny.toml"
     recipe.write_text(recipe_text(objective, steps=1, surgery=(teacher, "even")))
-    assert main(["train", str(recipe), "--run-name", "tiny"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VEGA_HOME", str(folder / "home"))
+        assert main(["train", str(recipe), "--run-name", "tiny"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("VEGA_HOME", str(trained / "home"))
     capsys.readouterr()
     return "tiny"
 
 
 def test_stock_diffusers_draws_with_what_was_exported(
-    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: str, stretched_folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "little-vega"
     assert main(["export", f"run:{run}", str(folder), "--notes", "A trial.", "--json"]) == 0
@@ -65,14 +75,16 @@ def test_stock_diffusers_draws_with_what_was_exported(
     ):
         assert said in card, said
     for text in (card, (folder / "vega.json").read_text()):
-        assert str(tmp_path) not in text  # where files lay means nothing elsewhere
+        # where files lay means nothing elsewhere
+        assert not any(str(place) in text for place in (stretched_folder, trained, tmp_path))
 
 
-def test_scores_go_into_the_card(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_go_into_the_card(run: str, tmp_path: Path) -> None:
     folder, evaluation = tmp_path / "model", tmp_path / "evaluation"
     assert main(["export", run, str(folder), "--precision", "fp16"]) == 0
     assert not (folder / WEIGHTS).exists()
-    quick = ["--limit", "1", "--num-steps", "1", "--output", str(evaluation)]
+    checker = str(tiny_checker(tmp_path / "checker")[0])
+    quick = ["--limit", "1", "--num-steps", "1", "--processes", "1", "--checker", checker, "--output", str(evaluation)]
     assert main(["evaluate", str(folder), "--suite", "scenes", *quick]) == 0
     assert main(["export", run, str(folder), "--precision", "fp16", "--scores", str(evaluation)]) == 0
     card = (folder / "README.md").read_text()

@@ -87,10 +87,15 @@ def test_every_flag_reaches_the_record(vega: Vega) -> None:
         "mask": "mask.png",
         "original_size": (50, 60),
         "crop_top_left": (1, 2),
+        "profile": "turbo",
+        "guidance_interval": (0.0, 0.5),
+        "reuse": 3,
+        "decoder": "full",
     }
     flags: list[str] = []
     for field, value in given.items():
-        text = f"{value[0]}x{value[1]}" if isinstance(value, tuple) else str(value)
+        joint = "," if field == "guidance_interval" else "x"
+        text = joint.join(map(str, value)) if isinstance(value, tuple) else str(value)
         flags += [f"--{field.replace('_', '-')}", text]
     code, _, err = vega("a cat", "--model", str(vega.model), "--output", "x.png", "--dtype", "bfloat16", *flags)
     assert code == 0, err
@@ -159,6 +164,17 @@ def test_a_long_plain_prompt_is_cut_with_a_word(vega: Vega) -> None:
     assert [line for line in err if line.startswith("warning: prompt") and "'cut'" in line]
 
 
+def test_a_plan_draws_nothing(vega: Vega) -> None:
+    asked = ("a cat", "--model", str(vega.model), "--profile", "turbo", "--num-steps", "10", "--plan", "--json")
+    code, out, _ = vega(*asked)
+    assert code == 0
+    plan = json.loads(out[-1])
+    assert (plan["profile"], plan["num_steps"], plan["guided_steps"], plan["deep_steps"]) == ("turbo", 10, 6, 5)
+    assert plan["work_ratio"] > 1
+    assert out[0].split() == ["profile", "turbo"]
+    assert list(vega.folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -177,6 +193,13 @@ def test_a_long_plain_prompt_is_cut_with_a_word(vega: Vega) -> None:
         (["x", "--init-image", "none.png"], "init_image"),
         (["x", "--crop-top-left", "5"], "crop_top_left"),
         (["x", "--prompt-syntax", "fancy"], "prompt_syntax"),
+        (["x", "--profile", "fastest"], "profile"),
+        (["x", "--guidance-interval", "0.5"], "guidance_interval"),
+        (["x", "--guidance-interval", "0.5,0.2"], "guidance_interval"),
+        (["x", "--guidance-interval", "0,0.5", "--guidance-scale", "1"], "guidance_interval"),
+        (["x", "--reuse", "0"], "reuse"),
+        (["x", "--decoder", "huge"], "decoder"),
+        (["x", "--plan", "--width", "130"], "width"),
         (["a AND b", "--prompt-syntax", "weighted"], "AND"),
         (["--from", "none.png"], "from"),
         (["x", "--output", "/dev/null/x"], "output"),

@@ -1,9 +1,14 @@
-"""Every recipe in `recipes/`: parses, is named model-method-hardware, runs two steps small, shows nothing held out."""
+"""Every recipe in `recipes/`: parses, is named model-method-hardware, plans, runs small, shows nothing held out.
+
+The default suite plans every recipe and runs one of each kind for two steps in fp32, which no machine is slow at; the
+slow one runs every recipe in its own precision.
+"""
 
 from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +35,7 @@ NAMES = (
     "mini-sdxl-denoise-cpu",
     "scene-checker-cpu",
     "text-mini-cpu",
+    "tiny-autoencoder-mini-cpu",
     "vega-distill-sdxl",
     "vega-distill-sdxl-cached",
     "vega-mini-binding-cpu",
@@ -46,6 +52,19 @@ NAMES = (
 )
 # For a machine with a GPU, SDXL's weights and pictures of its own.
 FULL_SIZE = ("vega-distill-sdxl", "vega-distill-sdxl-cached")
+# One at least of each objective and each kind of data, and what vega-mini is published from.
+QUICK = (
+    "autoencoder-mini-cpu",
+    "autoencoder-mini-decoder-cpu",
+    "scene-checker-cpu",
+    "text-mini-cpu",
+    "tiny-autoencoder-mini-cpu",
+    "vega-mini-denoise-cpu",
+    "vega-mini-distill-cpu",
+    "vega-mini-joint-cpu",
+    "vega-mini-shapes-cpu",
+    "vega-mini-subject-lora-cpu",
+)
 SMALL = (
     "steps=2",
     "batch_size=2",
@@ -83,6 +102,7 @@ def test_every_recipe_is_known_here():
     )
 
 
+@pytest.mark.slow  # a plan of each size: `test_planner.py` has the first of these, `test_every_recipe_plans` small ones
 def test_full_size_recipes_say_what_they_would_take(capsys):
     work = {}
     for stem in FULL_SIZE:  # no weights, no pictures and no network are needed for that
@@ -103,32 +123,67 @@ def test_recipes_name_only_runs_of_other_recipes():
     assert set().union(*(needs(recipe) for recipe in recipes.values())) <= recipes.keys()
 
 
+@pytest.mark.usefixtures("speed_measured_once")
+def test_every_recipe_plans(tmp_path, monkeypatch, capsys):
+    """Student, frozen helpers, teachers, objective and a micro-batch fit together, forwards and backwards."""
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    planned = []
+    for path in RECIPES:
+        if path.stem in FULL_SIZE:  # above
+            continue
+        assert main(["train", str(path), "--dry-run", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        recipe = TrainRecipe.read(path)
+        assert plan["samples"] == recipe.steps * recipe.batch_size
+        assert plan["trained_parameters"] > 0
+        assert plan["gflop_per_sample"] > 0
+        assert len(plan.get("stages", ())) == len(recipe.stages)
+        planned.append(path.stem)
+    assert sorted([*planned, *FULL_SIZE]) == list(NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_of_every_kind_run_two_steps_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    every, quick = ({path.stem: TrainRecipe.read(path) for path in RECIPES if path.stem in of} for of in (NAMES, QUICK))
+    for kinds in (lambda one: one.objective.kind, lambda one: one.data.kind):
+        assert {kinds(recipe) for recipe in quick.values()} == {kinds(recipe) for recipe in every.values()}
+    run_two_steps(QUICK, tmp_path, capsys, "mixed_precision=no", "samples.num_steps=2")
+    check_latents_stay(tmp_path / "runs", capsys)
+    check_publishing(tmp_path / "model", tmp_path / "again")
+    capsys.readouterr()
+    check_denoising_loss(tmp_path / "model", capsys)
+
+
+@pytest.mark.slow
 def test_every_recipe_runs_two_steps_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VEGA_HOME", str(tmp_path))
-    waiting, done = {path.stem: path for path in RECIPES if path.stem not in FULL_SIZE}, []
+    run_two_steps([stem for stem in NAMES if stem not in FULL_SIZE], tmp_path, capsys)
+    check_publishing_of_the_teacher(tmp_path / "teacher")
+
+
+def run_two_steps(stems: Sequence[str], home: Path, capsys: pytest.CaptureFixture[str], *more: str) -> None:
+    """Train recipes for two steps, each after those whose weights it starts from."""
+    waiting, done = {path.stem: path for path in RECIPES if path.stem in stems}, []
     while waiting:
         stem = next(name for name, path in waiting.items() if needs(TrainRecipe.read(path)) <= set(done))
         path = waiting.pop(stem)
         recipe = TrainRecipe.read(path)
         kind = recipe.objective.kind
-        changes = [*SMALL, *(["data.num_scenes=6"] if recipe.data.kind == "scene_latents" else [])]
+        changes = [*SMALL, *more, *(["data.num_scenes=6"] if recipe.data.kind == "scene_latents" else [])]
         if kind == "scene_checking":  # the sample of sprites lacks the held-out style
             changes.append(f"data.mix.styles={list(STYLES)}")
         shown = stem in ("autoencoder-mini-cpu", "vega-mini-denoise-cpu")  # the teacher's pictures take longest
         changes += ["sample_every=2", "samples.budget=1000.0"] if shown else ["sample_every=none"]
-        changes += own_pictures(recipe, tmp_path / "pictures")
+        changes += own_pictures(recipe, home / "pictures")
         arguments = [part for change in changes for part in ("--set", change)]
-        short = shortened(path, tmp_path)
+        short = shortened(path, home)
         assert main(["train", str(short), *arguments]) == 0, capsys.readouterr().err
         assert "2 steps done" in capsys.readouterr().out
-        assert list((tmp_path / "runs" / stem / "ema").rglob("*.safetensors"))
-        assert (tmp_path / "runs" / stem / "samples/step-00000002.png").is_file() == shown
+        assert list((home / "runs" / stem / "ema").rglob("*.safetensors"))
+        assert (home / "runs" / stem / "samples/step-00000002.png").is_file() == shown
         done.append(stem)
-    assert sorted([*done, *FULL_SIZE]) == list(NAMES)
-    check_latents_stay(tmp_path / "runs", capsys)
-    check_publishing(tmp_path / "model", tmp_path / "again")
-    capsys.readouterr()
-    check_denoising_loss(tmp_path / "model", capsys)
+    assert sorted(done) == sorted(stems)
 
 
 def own_pictures(recipe: TrainRecipe, folder: Path) -> list[str]:
@@ -161,7 +216,7 @@ def check_latents_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def check_publishing(model: Path, again: Path) -> None:
     """Publish what the recipes left, then again with two components of that folder: weights and provenance stay."""
-    publish = runpy.run_path(str(FOLDER.parent / "scripts" / "publish_model.py"))["main"]
+    publish = publisher()
     text, unet = "run:vega-mini-joint-cpu", "run:vega-mini-denoise-cpu"
     assert publish(["vega-mini", str(model), "--unet", unet, "--text", text, "--vae", "run:autoencoder-mini-cpu"]) == 0
     assert publish(["vega-mini", str(again), "--unet", unet, "--text", str(model), "--vae", str(model)]) == 0
@@ -176,10 +231,6 @@ def check_publishing(model: Path, again: Path) -> None:
     files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
     assert len(files) == 4
     assert all((model / path).read_bytes() == (again / path).read_bytes() for path in files)
-    teacher = ["mini-sdxl", str(again), "--unet", "run:mini-sdxl-denoise-cpu", "--text", text, "--vae", str(model)]
-    assert publish(teacher) == 0
-    record = json.loads((again / "vega.json").read_text())["provenance"]["components"]["unet"]
-    assert (record["run"], record["started_from"]["run"]) == ("mini-sdxl-denoise-cpu", "vega-mini-several-cpu")
     distilled = ["vega-mini", str(again), "--unet", "run:vega-mini-distill-cpu", "--text", text, "--vae", str(model)]
     assert publish(distilled) == 0
     record = json.loads((again / "vega.json").read_text())["provenance"]["components"]["unet"]
@@ -187,6 +238,19 @@ def check_publishing(model: Path, again: Path) -> None:
     assert record["run"] == "vega-mini-distill-cpu"
     assert record["started_from"] == committed
     assert publish(["vega-mini", str(again), "--unet", unet, "--text", "run:none", "--vae", str(model)]) == 2
+
+
+def check_publishing_of_the_teacher(folder: Path) -> None:
+    """A teacher's record says from which student it grew."""
+    text, vae = "run:vega-mini-joint-cpu", "run:autoencoder-mini-cpu"
+    teacher = ["mini-sdxl", str(folder), "--unet", "run:mini-sdxl-denoise-cpu", "--text", text, "--vae", vae]
+    assert publisher()(teacher) == 0
+    record = json.loads((folder / "vega.json").read_text())["provenance"]["components"]["unet"]
+    assert (record["run"], record["started_from"]["run"]) == ("mini-sdxl-denoise-cpu", "vega-mini-several-cpu")
+
+
+def publisher() -> Callable[[list[str]], int]:
+    return runpy.run_path(str(FOLDER.parent / "scripts" / "publish_model.py"))["main"]
 
 
 def held_out_scenes(count: int) -> list[str]:

@@ -78,6 +78,10 @@ def test_nothing_given_takes_the_models_defaults() -> None:
         prompt_syntax="plain",
         original_size=(64, 96),
         crop_top_left=(0, 0),
+        profile="exact",
+        guidance_interval=(0.0, 1.0),
+        reuse=1,
+        decoder="full",
     )
 
 
@@ -93,6 +97,10 @@ def test_what_is_given_wins_over_the_defaults() -> None:
         height=72,
         original_size=(1, 2),
         crop_top_left=(3, 4),
+        profile="turbo",
+        guidance_interval=(0.25, 0.75),
+        reuse=3,
+        decoder="tiny",
     )
     assert given_all.resolved(DEFAULTS) == given_all
 

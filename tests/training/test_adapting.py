@@ -65,6 +65,8 @@ kind = "denoising"
 lr = 1e-3
 """
 
+pytestmark = pytest.mark.usefixtures("speed_measured_once")
+
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

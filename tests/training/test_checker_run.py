@@ -22,6 +22,7 @@ SMALL = (
     "save_every=2",
     "log_every=1",
     "lr_schedule.warmup_steps=1",
+    "mixed_precision=no",  # half precision is slow where a processor has no instructions for it
     'data.mix.styles=["noto"]',
 )
 

@@ -21,6 +21,8 @@ COSTS = {
     "up_blocks.1": BlockCost(1.0, 0.1),
 }
 
+pytestmark = pytest.mark.usefixtures("speed_measured_once")
+
 
 def recipe(**changes: object) -> TrainRecipe:
     data = {

@@ -23,15 +23,17 @@ from vega_diffusion.training.student import Student
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = ["steps=10", "lr_schedule.warmup_steps=1", "micro_batch_size=4", "batch_size=8"]
 
+pytestmark = pytest.mark.usefixtures("speed_measured_once")
+
 
 @pytest.fixture(scope="module")
 def plan():
-    recipe = TrainRecipe.read(RECIPES / "mini-sdxl-denoise-cpu.toml", SHORT)
+    recipe = TrainRecipe.read(RECIPES / "vega-mini-binding-cpu.toml", SHORT)
     return plan_run(recipe, torch.device("cpu"))
 
 
 def test_parameters_are_those_of_the_networks(plan):
-    spec = preset("mini-sdxl")
+    spec = preset("vega-mini")
     assert spec.text_encoder_2 is not None
     with torch.device("meta"):
         trained = count_parameters(build_unet(spec.unet))
@@ -41,13 +43,11 @@ def test_parameters_are_those_of_the_networks(plan):
     assert (plan.samples, plan.micro_batches_per_step) == (80, 2)
     joint = plan_run(TrainRecipe.read(RECIPES / "vega-mini-joint-cpu.toml", SHORT), torch.device("cpu"))
     unread = joint.frozen_parameters  # of the first encoder, the last layer
-    with torch.device("meta"):
-        unet = count_parameters(build_unet(preset("vega-mini").unet))
-    assert joint.trained_parameters + unread == unet + sum(texts)
+    assert joint.trained_parameters + unread == trained + sum(texts)
 
 
 def test_work_is_nearly_three_times_the_forward_pass(plan):
-    macs = unet_macs(preset("mini-sdxl").unet, 128, 128)
+    macs = unet_macs(preset("vega-mini").unet, 128, 128)
     # Forwards once, backwards twice, but for gradients of inputs that nothing learns from (latents, frozen text).
     assert 0.85 * 6 * macs / 1e9 < plan.gflop_per_sample < 6 * macs / 1e9
 
@@ -123,44 +123,36 @@ def test_a_cpu_does_not_get_back_what_is_freed_between_tensors_that_stay(monkeyp
     assert (here.weights_gib, here.optimizer_gib) == (there.weights_gib, there.optimizer_gib)
 
 
-def test_a_distillation_counts_the_teachers_that_are_there_together():
+def test_a_distillation_counts_the_teachers_that_are_there_together(plan):
     recipe = TrainRecipe.read(RECIPES / "vega-mini-distill-cpu.toml", SHORT)
-    plan = plan_run(recipe, torch.device("cpu"))
-    alone = plan_run(TrainRecipe.read(RECIPES / "vega-mini-binding-cpu.toml", SHORT), torch.device("cpu"))
+    taught, alone = plan_run(recipe, torch.device("cpu")), plan
     with torch.device("meta"):
         teacher = count_parameters(build_unet(preset("mini-sdxl").unet))
-    assert plan.trained_parameters == alone.trained_parameters
-    assert plan.frozen_parameters == alone.frozen_parameters + teacher
-    assert plan.weights_gib == pytest.approx(alone.weights_gib + 2 * teacher / 2**30)  # held in bf16
+    assert taught.trained_parameters == alone.trained_parameters
+    assert taught.frozen_parameters == alone.frozen_parameters + teacher
+    assert taught.weights_gib == pytest.approx(alone.weights_gib + 2 * teacher / 2**30)  # held in bf16
     forward = 2 * unet_macs(preset("mini-sdxl").unet, 128, 128) / 1e9
-    assert plan.gflop_per_sample == pytest.approx(alone.gflop_per_sample + forward, rel=0.01)
-    # Two in succession are never in memory together, two at once are.
-    one = recipe.objective.teachers[0].model_dump()  # type: ignore[union-attr]
+    assert taught.gflop_per_sample == pytest.approx(alone.gflop_per_sample + forward, rel=0.01)
+    # Two in succession are never in memory together, two at once are. A teacher of the student's size will do.
+    one = recipe.objective.teachers[0].model_dump() | {"base": "vega-mini", "weights": "vega-mini", "map": "same"}  # type: ignore[union-attr]
     for first, second, there in (({"stop_step": 5}, {"start_step": 5}, 1), ({}, {}, 2)):
-        both = [one | first, one | second | {"name": "other"}]
         data = recipe.model_dump(mode="json")
-        data["objective"]["teachers"] = both
+        data["objective"]["teachers"] = [one | first, one | second | {"name": "other"}]
         found = plan_run(TrainRecipe.from_dict(data), torch.device("cpu"))
-        assert found.frozen_parameters == alone.frozen_parameters + there * teacher
+        assert found.frozen_parameters == alone.frozen_parameters + there * alone.trained_parameters
     # Fixed samples: what it predicts was computed before.
-    data = recipe.model_dump(mode="json")
-    data["objective"] |= {"fixed_samples": 64, "feature_level": None, "feature_weight": 0.0}
+    data["objective"] |= {"teachers": [one], "fixed_samples": 64, "feature_level": None, "feature_weight": 0.0}
     found = plan_run(TrainRecipe.from_dict(data), torch.device("cpu"))
     assert found.frozen_parameters == alone.frozen_parameters
     assert found.gflop_per_sample == pytest.approx(alone.gflop_per_sample, rel=0.01)
 
 
-def test_activation_checkpointing_trades_work_for_memory():
-    plain, frugal = (
-        plan_run(
-            TrainRecipe.read(RECIPES / "mini-sdxl-denoise-cpu.toml", [*SHORT, f"activation_checkpointing={switch}"]),
-            torch.device("cpu"),
-        )
-        for switch in ("false", "true")
-    )
-    assert frugal.activations_gib < 0.4 * plain.activations_gib
-    assert 1.2 < frugal.gflop_per_sample / plain.gflop_per_sample < 1.4
-    assert frugal.weights_gib == plain.weights_gib
+def test_activation_checkpointing_trades_work_for_memory(plan):
+    recipe = TrainRecipe.read(RECIPES / "vega-mini-binding-cpu.toml", [*SHORT, "activation_checkpointing=true"])
+    frugal = plan_run(recipe, torch.device("cpu"))
+    assert frugal.activations_gib < 0.4 * plan.activations_gib
+    assert 1.2 < frugal.gflop_per_sample / plan.gflop_per_sample < 1.4
+    assert frugal.weights_gib == plan.weights_gib
 
 
 def test_a_full_size_plan_says_which_cards_it_fits():
@@ -210,10 +202,9 @@ def test_attention_keeps_in_a_plan_what_a_fused_kernel_keeps():
     assert kept("meta", plain)[0] > 2 * fused
 
 
-def test_a_plan_counts_the_attention_that_will_run():
-    """On a CPU in bf16 attention is plain products, which keep their scores; on a GPU it is fused."""
-    recipe = TrainRecipe.read(RECIPES / "mini-sdxl-denoise-cpu.toml", [*SHORT, "mixed_precision=bf16"])
-    here = plan_run(recipe, torch.device("cpu"))
-    plain = plan_run(recipe.model_copy(update={"mixed_precision": "no"}), torch.device("cpu"))
-    assert here.gflop_per_sample == plain.gflop_per_sample
-    assert here.activations_gib > 0.61 * plain.activations_gib  # 0.6 of it were they the same
+def test_a_plan_counts_the_attention_that_will_run(plan):
+    """On a CPU in bf16, the recipe's, attention is plain products, which keep their scores; on a GPU it is fused."""
+    recipe = TrainRecipe.read(RECIPES / "vega-mini-binding-cpu.toml", [*SHORT, "mixed_precision=no"])
+    plain = plan_run(recipe, torch.device("cpu"))
+    assert plan.gflop_per_sample == plain.gflop_per_sample
+    assert plan.activations_gib > 0.61 * plain.activations_gib  # 0.6 of it were they the same

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_distillation import recipe_text, stretched_teacher, teacher_text
+from tiny_distillation import recipe_text, teacher_text
 from vega_diffusion.cli.main import main
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.detect import load_spec
@@ -25,10 +25,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_a_proposal_from_scores_to_trials(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher, output = stretched_teacher(tmp_path / "teacher"), tmp_path / "proposal"
+def test_a_proposal_from_scores_to_trials(
+    recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "parameters=0.31", "--recipe", str(recipe)]
-    argv += ["--output", str(output), "--samples", "4", "--candidates", "1", "--trial-steps", "2", "--json"]
+    argv += ["--output", str(output), "--samples", "1", "--candidates", "1", "--trial-steps", "2", "--json"]
     assert main(argv) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((output / "proposal.json").read_text())
@@ -52,10 +54,12 @@ def test_a_proposal_from_scores_to_trials(recipe: Path, tmp_path: Path, capsys: 
     assert "best " in captured.out
 
 
-def test_trials_may_train_adapters_alone(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher, output = stretched_teacher(tmp_path / "teacher"), tmp_path / "proposal"
+def test_trials_may_train_adapters_alone(
+    recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "parameters=0.31", "--recipe", str(recipe)]
-    argv += ["--output", str(output), "--samples", "4", "--candidates", "1", "--trial-steps", "1", "--json"]
+    argv += ["--output", str(output), "--samples", "1", "--candidates", "1", "--trial-steps", "1", "--json"]
     assert main([*argv, "--set", "model.lora.rank=2", "--set", "optimizer.lr=1e-2"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     for one in report["candidates"]:
@@ -65,10 +69,12 @@ def test_trials_may_train_adapters_alone(recipe: Path, tmp_path: Path, capsys: p
     assert "model.surgery: " in capsys.readouterr().err
 
 
-def test_a_proposal_for_a_given_shape(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher, output = stretched_teacher(tmp_path / "teacher"), tmp_path / "proposal"
+def test_a_proposal_for_a_given_shape(
+    recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "shape=vega-mini", "--recipe", str(recipe)]
-    assert main([*argv, "--output", str(output), "--samples", "4", "--candidates", "2", "--json"]) == 0
+    assert main([*argv, "--output", str(output), "--samples", "1", "--candidates", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["budget"] == "shape=vega-mini"
     found = {one["name"]: one for one in report["candidates"]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny_distillation import recipe_text, stretched_teacher, teacher_text
+from tiny_distillation import recipe_text, teacher_text
 from vega_diffusion.cli.main import main
 from vega_diffusion.training.run_directory import RunDirectory
 
@@ -16,9 +16,9 @@ FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(stretched_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
-    teacher = stretched_teacher(tmp_path / "teacher")
+    teacher = stretched_folder
     file = tmp_path / "staged.toml"
     text = recipe_text(teacher_text("one", teacher, "vega"), steps=3, surgery=(teacher, "ssd-1b-to-vega"))
     file.write_text(text + '[[stages]]\nname = "ssd"\nbase = "ssd-mini"\nmap = "ssd-1b"\nsteps = 2\n')

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tiny_distillation import recipe_text, stretched_teacher, teacher_text
+from tiny_distillation import recipe_text, teacher_text
 from vega_diffusion.cli.main import main
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.objectives.build import build_objective
@@ -21,9 +21,9 @@ from vega_diffusion.training.sources import build_source
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(stretched_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
-    teacher = stretched_teacher(tmp_path / "teacher")
+    teacher = stretched_folder
     file = tmp_path / "cached.toml"
     fixed = 'feature_weight = 0.0\nfeature_level = "none"\nfixed_samples = 8\n' + teacher_text("one", teacher, "even")
     sizes = {"micro_batch_size": 2, "save_every": 2, "num_scenes": 6, "captions_per_scene": 2}

@@ -19,6 +19,9 @@ from vega_diffusion.errors import VegaError
 CASES: dict[str, str] = {
     "cli-help": "vega_diffusion.benchmarks.cli_help",
     "package": "vega_diffusion.benchmarks.package",
+    "packing": "vega_diffusion.benchmarks.packing",
+    "speed": "vega_diffusion.benchmarks.speed",
+    "certify": "vega_diffusion.benchmarks.certify",
     "generate": "vega_diffusion.benchmarks.generate",
     "autoencoder": "vega_diffusion.benchmarks.autoencoder",
     "full-shape": "vega_diffusion.benchmarks.full_shape",
@@ -37,10 +40,11 @@ CASES: dict[str, str] = {
     "training-step": "vega_diffusion.benchmarks.training_step",
     "adapting-speed": "vega_diffusion.benchmarks.adapting_speed",
     "full-size-adapting": "vega_diffusion.benchmarks.full_size_adapting",
+    "vae": "vega_diffusion.benchmarks.vae",
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, called: str = "python -m vega_diffusion.benchmarks") -> int:
     """Run one case.
 
     Options of every case: `--output FOLDER` (default `benchmarks/results`).
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m vega_diffusion.benchmarks CASE [options]\n\ncases: " + ", ".join(CASES))
+        print(f"usage: {called} CASE [options]\n\ncases: " + ", ".join(CASES))
         return 0 if arguments else 2
     case, rest = arguments[0], arguments[1:]
     if case not in CASES:

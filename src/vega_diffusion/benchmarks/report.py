@@ -43,8 +43,12 @@ class Bar(Spec):
 
 
 class Measurement(Spec):
-    """What a case returns: raw samples by name, a summary computed from them, its bars, and the seeds it used."""
+    """What a case returns: raw samples by name, a summary computed from them, its bars, and the seeds it used.
 
+    `name` tells measurements of one case apart that have files of their own.
+    """
+
+    name: str = ""
     samples: dict[str, list[float]]
     summary: dict[str, float | int | str]
     bars: tuple[Bar, ...] = ()
@@ -142,7 +146,7 @@ def make_result(case: str, command: str, measurement: Measurement, *, threads: i
     """
     changes = git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
     return Result(
-        case=case,
+        case=f"{case}-{measurement.name}" if measurement.name else case,
         command=command,
         commit=git("rev-parse", "HEAD"),
         dirty=None if changes is None else bool(changes),

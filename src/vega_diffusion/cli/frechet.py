@@ -71,16 +71,13 @@ def _against_scenes(pictures: Path, count: int | None, seed: int | None, icons: 
     from tqdm import tqdm
 
     from vega_diffusion.data.scene_images import icons_folder
-    from vega_diffusion.data.scenes.atlas import SpriteAtlas
-    from vega_diffusion.data.scenes.renderer import SceneRenderer
-    from vega_diffusion.data.scenes.scene import STYLES
-    from vega_diffusion.data.scenes.vocabulary import load_vocabulary
     from vega_diffusion.evaluation.frechet_folder import (
         DEFAULT_COUNT,
         check_stream,
         effnet_embedding,
         measure_folder,
         picture_paths,
+        scene_renderer,
         scene_statistics,
     )
     from vega_diffusion.training.run_directory import vega_home
@@ -90,7 +87,7 @@ def _against_scenes(pictures: Path, count: int | None, seed: int | None, icons: 
     embedding = effnet_embedding()
     same = len(picture_paths(pictures))
     source = icons_folder(icons, vega_home())
-    renderer = SceneRenderer(SpriteAtlas.load(source, styles=STYLES, slugs=load_vocabulary().slugs))
+    renderer = scene_renderer(icons)
     kept = vega_home() / "frechet"
     with tqdm(total=count + 2 * same, unit="picture", file=sys.stderr, disable=None) as bar:
         known = scene_statistics(renderer, embedding, start=0, count=count, seed=seed, home=kept, progress=bar.update)

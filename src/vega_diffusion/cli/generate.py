@@ -55,10 +55,15 @@ def generate(
     original_size: Annotated[str | None, text("HEIGHTxWIDTH", "the picture's")] = None,
     crop_top_left: Annotated[str | None, text("TOPxLEFT", "0x0")] = None,
     lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE@WEIGHT"), tyro.conf.UseAppendAction] = (),
+    profile: Annotated[str | None, text("exact|balanced|turbo|realtime", "exact")] = None,
+    guidance_interval: Annotated[str | None, text("FROM,TO", "the profile's")] = None,
+    reuse: Annotated[str | None, text("STEPS", "the profile's")] = None,
+    decoder: Annotated[str | None, text("full|tiny", "the profile's")] = None,
     device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
     dtype: Annotated[str, text("auto|float32|bfloat16|float16", "auto")] = "auto",
     output: Annotated[str | None, text("FILE.png|FOLDER", DEFAULT_FOLDER)] = None,
     from_: Annotated[str | None, tyro.conf.arg(name="from"), text("IMAGE.png")] = None,
+    plan: bool = False,
     json: bool = False,
 ) -> int:
     """Draw pictures from a prompt; prints their paths.
@@ -82,10 +87,15 @@ def generate(
         original_size: Size conditioning.
         crop_top_left: Crop conditioning.
         lora: LoRA file of either layout, with a weight (1 unless given); give it again for several.
+        profile: How to draw, from exactly to fast; flags here go before what it says.
+        guidance_interval: Shares of the steps between which guidance acts, as 0,0.8.
+        reuse: Compute the U-Net's deep layers every so many steps only.
+        decoder: The full autoencoder, or the model's tiny one.
         device: Where to run.
         dtype: Number format of the networks.
         output: A PNG file for one picture, or a folder; files that are there are never replaced in a folder.
         from_: Make the same picture again from one made by vega; other arguments change what they name.
+        plan: Print what the steps will cost, and what is known of the profile, and draw nothing.
         json: Print one JSON object as the last line.
     """
     fields = {
@@ -107,13 +117,29 @@ def generate(
         "original_size": _pair("original_size", original_size),
         "crop_top_left": _pair("crop_top_left", crop_top_left),
         "loras": list(lora) or None,
+        "profile": profile,
+        "guidance_interval": _interval(guidance_interval),
+        "reuse": reuse,
+        "decoder": decoder,
     }
     given = {field: value for field, value in fields.items() if value is not None}
     if from_ is None:
         job = Job(_request(given), model or DEFAULT_MODEL, device, dtype, None)
     else:
         job = _replay(Path(from_), given, model, device, dtype)
+    if plan:
+        return _print_plan(job, json)
     return _draw(job, Targets.choose(output, job.request), json)
+
+
+def _interval(value: str | None) -> list[str] | None:
+    """Split "0,0.8" into its two numbers, still as text: the spec judges them."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if len(parts) != 2:
+        raise InvalidValue("guidance_interval", value, "two numbers joined by a comma, as 0,0.8", "write it so")
+    return parts
 
 
 @dataclass(frozen=True)
@@ -228,6 +254,19 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
     if as_json:
         seconds = round(time.perf_counter() - began, 3)
         print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
+    return 0
+
+
+def _print_plan(job: Job, as_json: bool) -> int:
+    """Print what the steps of a picture will cost beside the exact profile's; reads no weights."""
+    from vega_diffusion.inference.components import Components
+    from vega_diffusion.inference.plan import plan_picture
+
+    components = Components.open(job.model, job.device, job.dtype, None)
+    found = plan_picture(components, job.request)
+    print(found)
+    if as_json:
+        print(jsonlib.dumps(found.to_dict()))
     return 0
 
 

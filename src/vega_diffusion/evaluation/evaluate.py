@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation import ledger
@@ -23,6 +24,10 @@ from vega_diffusion.evaluation.workers import (
     renders_digest,
 )
 from vega_diffusion.training.run_directory import vega_home
+
+if TYPE_CHECKING:
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.specs.request import GenerateRequest
 
 EVALUATIONS = "evaluations"
 
@@ -138,7 +143,8 @@ def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Ident
             "device": components.device.type,
             "dtype": str(components.dtype).removeprefix("torch."),
             "torch": version("torch"),
-        },
+        }
+        | _profile_settings(engine, drawn),
     )
     folder = request.output or vega_home() / EVALUATIONS / identity.folder_name
     job = ModelJob(
@@ -152,6 +158,21 @@ def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Ident
         folder=folder,
     )
     return job, identity
+
+
+def _profile_settings(engine: Engine, drawn: GenerateRequest) -> dict[str, str | int | float | None]:
+    """Return what a profile other than `exact` decides of the pictures; nothing for `exact`, which is the rule."""
+    if drawn.profile == "exact":
+        return {}
+    in_use = engine.route_of(drawn)
+    return {
+        "profile": drawn.profile,
+        "guidance_interval": None if drawn.guidance_interval is None else "{} to {}".format(*drawn.guidance_interval),
+        "reuse": drawn.reuse,
+        "decoder": drawn.decoder,
+        "backend": in_use.backend,
+        "precision": in_use.precision,
+    }
 
 
 def _finished_before(folder: RunFolder, suite: Suite) -> EvaluationResult | None:

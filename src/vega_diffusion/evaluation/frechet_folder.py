@@ -19,12 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vega_diffusion.data.scene_images import icons_folder
+from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.grammar import sample_scene
 from vega_diffusion.data.scenes.renderer import SceneRenderer
-from vega_diffusion.data.scenes.scene import CANVAS_SIZE
+from vega_diffusion.data.scenes.scene import CANVAS_SIZE, STYLES
+from vega_diffusion.data.scenes.vocabulary import load_vocabulary
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 from vega_diffusion.evaluation.frechet import Embedding, FrechetStatistics, frechet_distance, kernel_distance
 from vega_diffusion.models.efficientnet_lite import WEIGHTS_SHA256, load_efficientnet_lite
+from vega_diffusion.models.home import vega_home
 
 BATCH = 8
 """Pictures embedded at once: fixed, since the last bits of an embedding depend on it."""
@@ -182,6 +186,30 @@ def scene_statistics(
     statistics = FrechetStatistics.from_pictures(_batches(pixels, progress), embedding)
     statistics.save(kept)
     return statistics
+
+
+def scene_frechet(folder: Path, count: int = DEFAULT_COUNT, seed: int = 0) -> float:
+    """Return the Frechet distance of a folder's pictures from real scenes, as `vega evaluate frechet` measures it.
+
+    Raises:
+        VegaError: As `measure_folder`; or the extra `eval` is not installed.
+    """
+    embedding, renderer = effnet_embedding(), scene_renderer(None)
+    known = scene_statistics(renderer, embedding, start=0, count=count, seed=seed, home=vega_home() / "frechet")
+    return measure_folder(folder, known, embedding, described="scenes").fd_effnet
+
+
+def scene_renderer(icons: str | None) -> SceneRenderer:
+    """Return the renderer of real scenes in all styles.
+
+    Args:
+        icons: Folder that `vega data icons` filled; None: `$VEGA_HOME/icons`, else the sample in the package.
+
+    Raises:
+        VegaError: The folder is not there or damaged.
+    """
+    source = icons_folder(icons, vega_home())
+    return SceneRenderer(SpriteAtlas.load(source, styles=STYLES, slugs=load_vocabulary().slugs))
 
 
 def check_stream(count: int, seed: int) -> None:

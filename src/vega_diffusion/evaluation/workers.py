@@ -23,6 +23,7 @@ from vega_diffusion.evaluation.renders import sample_atlas, scene_for
 from vega_diffusion.evaluation.run_folder import JudgedPicture, picture_file, write_whole
 from vega_diffusion.models.detections import Detection, Finding
 from vega_diffusion.specs.evaluation import SuitePrompt
+from vega_diffusion.specs.profile import ProfileName
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class DrawSettings:
     num_steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    profile: ProfileName | None = None
 
     def request(self, prompt: str, negative_prompt: str | None, seed: int, num_images: int) -> GenerateRequest:
         """Return the request for a prompt's pictures.
@@ -69,6 +71,7 @@ class DrawSettings:
                 "num_steps": self.num_steps,
                 "guidance_scale": self.guidance_scale,
                 "sampler": self.sampler,
+                "profile": self.profile,
             }
         )
 
@@ -111,10 +114,9 @@ class ModelJob:
 
         # Its own number of pictures and nothing else decides what shares a U-Net call.
         engine.max_batch = len(prompt.seeds)
-        defaults = engine.components.spec.generation
-        scale = defaults.guidance_scale if self.settings.guidance_scale is None else self.settings.guidance_scale
+        plain = self.settings.request(prompt.prompt, None, 0, 1).resolved(engine.components.spec.generation)
         # Without guidance nothing can be moved away from.
-        negative = prompt.negative_prompt if scale > 1 else None
+        negative = prompt.negative_prompt if (plain.guidance_scale or 0) > 1 else None
         request = self.settings.request(prompt.prompt, negative, prompt.seeds[0], len(prompt.seeds))
         pictures = []
         for picture in engine.stream(request):

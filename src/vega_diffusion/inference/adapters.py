@@ -119,7 +119,7 @@ class Adapters:
         A block inside a block with other LoRAs, in one thread, would wait for itself.
         """
         with self._turn:
-            self._turn.wait_for(lambda: self._users == 0 or _key(self._now) == _key(loras))
+            self._turn.wait_for(lambda: self._users == 0 or lora_key(self._now) == lora_key(loras))
             self._users += 1
             self._now = loras
             self._eject_others()
@@ -148,7 +148,7 @@ class Adapters:
 
     def text_key(self, loras: tuple[LoadedLora, ...]) -> Key:
         """Return what tells encoded texts apart: the LoRAs among these that change a text encoder."""
-        return _key(tuple(one for one in loras if any(name in one.weights for name in _TEXT_ENCODERS)))
+        return lora_key(tuple(one for one in loras if any(name in one.weights for name in _TEXT_ENCODERS)))
 
     @cached_property
     def _tree(self) -> MapTree:
@@ -160,21 +160,21 @@ class Adapters:
     def _inject(self, component: str, network: nn.Module) -> nn.Module:
         own = self._own(component)
         with self._changing, torch.inference_mode(False):
-            if _key(own) and network not in self._networks:
+            if lora_key(own) and network not in self._networks:
                 parts = [(one.weights[component], one.weight) for one in own]
                 before = merge_adapters(network, component, parts)
-                self._networks[network] = _Injected(component, _key(own), before)
+                self._networks[network] = _Injected(component, lora_key(own), before)
         return network
 
     def _eject_others(self) -> None:
         """Put back the weights of every network that holds other LoRAs than it now should."""
         with self._changing:
             for network, state in list(self._networks.items()):
-                if state.key != _key(self._own(state.component)):
+                if state.key != lora_key(self._own(state.component)):
                     restore(state.before)
                     del self._networks[network]
 
 
-def _key(loras: tuple[LoadedLora, ...]) -> Key:
+def lora_key(loras: tuple[LoadedLora, ...]) -> Key:
     """Return what tells sets of LoRAs apart: those that do something."""
     return tuple((one.sha256, one.weight) for one in loras if one.weight)

@@ -5,6 +5,7 @@ What a model folder looks like is `models/checkpoint.py`'s matter; what is done 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
@@ -23,13 +25,15 @@ from vega_diffusion.models.checkpoint import (
     load_autoencoder,
     load_scheduler_config,
     load_text_encoder,
+    load_tiny_autoencoder,
     load_tokenizer,
     load_unet,
 )
-from vega_diffusion.models.detect import load_spec
-from vega_diffusion.models.digest import model_digest
+from vega_diffusion.models.detect import load_spec, tiny_autoencoder_spec
+from vega_diffusion.models.digest import file_digest, model_digest
 from vega_diffusion.models.find import resolve_model
-from vega_diffusion.models.layout import TOKENIZERS, WEIGHT_STEMS, find_weights
+from vega_diffusion.models.layout import TOKENIZERS, VAE_TINY, WEIGHT_STEMS, find_weights, read_json, weights_in
+from vega_diffusion.models.tiny_folder import find_tiny, tiny_home
 from vega_diffusion.specs.architecture import ModelSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -169,6 +173,32 @@ class Components:
         dtype = torch.float32 if wide else self.dtype
         return self._part("vae", lambda: self._settle(load_autoencoder(self.folder, self.spec.autoencoder, dtype)))
 
+    def tiny_vae(self, reference: str | None = None) -> AutoencoderTiny | None:
+        """Return a tiny autoencoder for this model's latents, in the model's dtype.
+
+        Args:
+            reference: A folder such as `taesdxl`, a model that has one, or a Hub id; None takes the model's own.
+
+        Returns:
+            It, or None where nothing is named and the model has none.
+
+        Raises:
+            VegaError: There is none at that place, it is damaged, or it is made for latents of another shape.
+        """
+        home = tiny_home(self.folder) if reference is None else find_tiny(reference)
+        return None if home is None else self._part(f"vae_tiny {home}", lambda: self._load_tiny(home))
+
+    def tiny_digest(self, reference: str | None = None) -> str | None:
+        """Return the hash of a tiny autoencoder's weights and config, for the record of a picture; None without one.
+
+        The model's own `digest` does not know it: a model is the same model with or without it.
+        """
+        home = tiny_home(self.folder) if reference is None else find_tiny(reference)
+        if home is None:
+            return None
+        paths = (home / "config.json", *weights_in(home, VAE_TINY, self.dtype).paths)
+        return hashlib.sha256("".join(map(file_digest, paths)).encode()).hexdigest()
+
     @property
     def scheduler_config(self) -> dict[str, Any]:
         """Content of `scheduler_config.json`."""
@@ -202,6 +232,16 @@ class Components:
 
     def _settle(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
+
+    def _load_tiny(self, home: Path) -> AutoencoderTiny:
+        where = home / "config.json"
+        spec, full = tiny_autoencoder_spec(read_json(where), str(where)), self.spec.autoencoder
+        if (spec.latent_channels, spec.downscale) != (full.latent_channels, full.downscale):
+            raise UnreadableModel(
+                f"{where}: latents of {spec.latent_channels} channels, {spec.downscale} px a cell; allowed: "
+                f"{full.latent_channels} channels, {full.downscale} px, as {self.name} has; name one made for it"
+            )
+        return self._settle(load_tiny_autoencoder(home, spec, self.dtype))
 
     def _load_text(self) -> TextStack:
         first, second = self.spec.text_encoder, self.spec.text_encoder_2

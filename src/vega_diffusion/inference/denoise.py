@@ -1,4 +1,4 @@
-"""The denoising loop: from noisy latents to clean ones, one U-Net call a step.
+"""Denoising: from noisy latents to clean ones, one U-Net evaluation a step, for one request or several at once.
 
 It knows schedulers and conditioning, not prompts, files or pictures. Every operation and its order follow diffusers'
 SDXL pipelines, which the tests hold it to bit for bit.
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.backends.protocol import Denoiser, Question, joined
+from vega_diffusion.specs.profile import StepPlan
 
 
 class Cancelled(VegaError):
@@ -103,67 +105,143 @@ class StepState:
     x0: Tensor | None
 
 
-@torch.inference_mode()
-def denoise(
-    unet: Any,
-    scheduler: Any,
-    timesteps: Tensor,
-    latents: Tensor,
-    conditioning: Conditioning,
-    guidance: Guidance,
-    generators: Sequence[torch.Generator],
-    kept: Kept | None = None,
-    on_step: Callable[[StepState], None] | None = None,
-    is_cancelled: Callable[[], bool] | None = None,
-) -> Tensor:
-    """Run the sampler over `timesteps`.
+@dataclass
+class ImageRun:
+    """Images of one request on their way from noise to clean latents; `advance` takes them one step further.
 
     Args:
-        unet: A diffusers `UNet2DConditionModel`.
         scheduler: A diffusers scheduler with its timesteps set, not used before.
         timesteps: The scheduler's, or their tail when starting from a picture.
-        latents: `[B, C, h, w]`, already scaled by the scheduler's initial sigma.
+        latents: `[B, C, h, w]`, already scaled by the scheduler's initial sigma; what they are now.
         conditioning: B rows.
         guidance: Scale and the B negative rows; `negative` None switches guidance off.
         generators: One an image, for samplers that add noise.
+        plan: Which steps are guided, and which compute the U-Net's deep layers; None: all of them, where there is a
+            negative.
         kept: The part to keep, when inpainting.
         on_step: Called after every step.
         is_cancelled: Asked before every step.
+        guidance_width: Size of the guidance embedding of U-Nets that take one, else None.
+    """
 
-    Returns:
-        Clean latents `[B, C, h, w]`.
+    scheduler: Any
+    timesteps: Tensor
+    latents: Tensor
+    conditioning: Conditioning
+    guidance: Guidance
+    generators: Sequence[torch.Generator]
+    plan: StepPlan | None = None
+    kept: Kept | None = None
+    on_step: Callable[[StepState], None] | None = None
+    is_cancelled: Callable[[], bool] | None = None
+    guidance_width: int | None = None
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        guided = self.guidance.negative is not None
+        self.steps = self.plan or StepPlan.of(len(self.timesteps), (0.0, 1.0), 1, guided)
+        self._deep: Tensor | None = None
+        self._extra = _step_arguments(self.scheduler, self.generators)
+        both = self.conditioning if self.guidance.negative is None else self.conditioning.after(self.guidance.negative)
+        self._rows = {True: both, False: self.conditioning}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the latents are clean."""
+        return self.step == len(self.timesteps)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the next step computes the deep layers."""
+        return self.steps.deep[self.step]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the next step sends through the U-Net."""
+        return len(self.latents) * (1 + self.steps.guided[self.step])
+
+    def check_cancelled(self) -> None:
+        """Raise `Cancelled` where the caller asks for it."""
+        if self.is_cancelled is not None and self.is_cancelled():
+            raise Cancelled(f"cancelled after {self.step} of {len(self.timesteps)} steps")
+
+    def question(self) -> Question:
+        """Return what the next step asks of the U-Net: the negative rows, where it is guided, then the others."""
+        t, guided = self.timesteps[self.step], self.steps.guided[self.step]
+        x_t = torch.cat([self.latents] * 2) if guided else self.latents
+        rows = self._rows[guided]
+        cond = _embedded_guidance(self.guidance_width, self.guidance.scale, self.latents)
+        return Question(
+            self.scheduler.scale_model_input(x_t, t),
+            t.expand(len(x_t)).to(x_t.device),
+            rows.prompt_embeds,
+            rows.pooled_prompt_embeds,
+            rows.time_ids,
+            cond,
+        )
+
+    def deep(self) -> Tensor:
+        """Return the deep state that was kept, of the rows that the next step asks about."""
+        assert self._deep is not None, "the first step of a plan is a deep one"
+        return self._deep[-self.num_rows :]
+
+    def take(self, prediction: Tensor, deep: Tensor | None) -> None:
+        """Move on by one step.
+
+        Args:
+            prediction: The U-Net's answer to `question()`.
+            deep: Its deep state, where the step computed it.
+        """
+        t = self.timesteps[self.step]
+        if self.steps.guided[self.step]:
+            uncond, cond = prediction.chunk(2)
+            prediction = uncond + self.guidance.scale * (cond - uncond)
+        if deep is not None:
+            self._deep = deep
+        dtype = self.latents.dtype
+        result = self.scheduler.step(prediction, t, self.latents, **self._extra)
+        self.latents = result.prev_sample.to(dtype)
+        if self.kept is not None:
+            self.latents = _keep(self.latents, self.kept, self.scheduler, self.timesteps, self.step)
+        self.step += 1
+        if self.on_step is not None:
+            state = StepState(self.step, len(self.timesteps), float(t), self.latents, _guess(result))
+            self.on_step(state)
+
+
+@torch.inference_mode()
+def denoise(denoiser: Denoiser, run: ImageRun) -> Tensor:
+    """Return the clean latents `[B, C, h, w]` of a run, alone with the U-Net.
 
     Raises:
-        Cancelled: `is_cancelled` returned True.
+        Cancelled: `run.is_cancelled` returned True.
     """
-    rows = conditioning if guidance.negative is None else conditioning.after(guidance.negative)
-    added = {"text_embeds": rows.pooled_prompt_embeds, "time_ids": rows.time_ids}
-    timestep_cond = _embedded_guidance(unet, guidance.scale, latents)
-    extra = _step_arguments(scheduler, generators)
-    for index, t in enumerate(timesteps):
-        if is_cancelled is not None and is_cancelled():
-            raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
-        model_input = latents if guidance.negative is None else torch.cat([latents] * 2)
-        model_input = scheduler.scale_model_input(model_input, t)
-        prediction = unet(
-            model_input,
-            t,
-            encoder_hidden_states=rows.prompt_embeds,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-        if guidance.negative is not None:
-            uncond, cond = prediction.chunk(2)
-            prediction = uncond + guidance.scale * (cond - uncond)
-        dtype = latents.dtype
-        result = scheduler.step(prediction, t, latents, **extra)
-        latents = result.prev_sample.to(dtype)
-        if kept is not None:
-            latents = _keep(latents, kept, scheduler, timesteps, index)
-        if on_step is not None:
-            on_step(StepState(index + 1, len(timesteps), float(t), latents, _guess(result)))
-    return latents
+    while not run.is_done:
+        run.check_cancelled()
+        advance(denoiser, [run])
+    return run.latents
+
+
+@torch.inference_mode()
+def advance(denoiser: Denoiser, runs: Sequence[ImageRun]) -> None:
+    """Take runs one step further by one U-Net evaluation.
+
+    Args:
+        denoiser: The U-Net.
+        runs: With latents of one shape and texts of one length; all or none of them at a step of deep layers.
+    """
+    question = joined([run.question() for run in runs])
+    sizes = [run.num_rows for run in runs]
+    deep: Sequence[Tensor | None] = [None] * len(runs)
+    if not runs[0].is_deep:
+        prediction = denoiser.shallow(question, torch.cat([run.deep() for run in runs]))
+    elif any(run.steps.reuses for run in runs):
+        prediction, state = denoiser.full(question)
+        deep = state.split(sizes)
+    else:
+        prediction = denoiser.predict(question)
+    for run, rows, kept in zip(runs, prediction.split(sizes), deep, strict=True):
+        run.take(rows, kept)
 
 
 def _keep(latents: Tensor, kept: Kept, scheduler: Any, timesteps: Tensor, index: int) -> Tensor:
@@ -190,12 +268,11 @@ def _step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> di
     return {}
 
 
-def _embedded_guidance(unet: Any, scale: float, latents: Tensor) -> Tensor | None:
+def _embedded_guidance(width: int | None, scale: float, latents: Tensor) -> Tensor | None:
     """Return the guidance scale as an embedding for U-Nets distilled to take it as an input, else None.
 
     Source: Meng et al., On Distillation of Guided Diffusion Models, arXiv 2210.03142, section 3 (w-conditioning).
     """
-    width = unet.config.time_cond_proj_dim
     if width is None:
         return None
     half = width // 2

@@ -7,7 +7,7 @@ knows neither the command line nor HTTP.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,18 +19,42 @@ from PIL import Image
 from torch import Tensor
 
 from vega_diffusion.errors import VegaError
-from vega_diffusion.inference.adapters import Adapters, LoadedLora
+from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
+from vega_diffusion.inference.backends.calibration import record_questions
+from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
+from vega_diffusion.inference.backends.torch_eager import TorchEager
+from vega_diffusion.inference.certificates import find_certificate
 from vega_diffusion.inference.components import Components
-from vega_diffusion.inference.denoise import Conditioning, Guidance, StepState, denoise
+from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, StepState, denoise
 from vega_diffusion.inference.metadata import PictureRecord
-from vega_diffusion.inference.pictures import decode_latents, tensor_to_picture
+from vega_diffusion.inference.packing import FixedRows, Packed, Packer
+from vega_diffusion.inference.pictures import tensor_to_picture
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
+from vega_diffusion.inference.routes import Routes
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import Sources, remaining_timesteps, starting_latents
+from vega_diffusion.inference.vae_policy import choose_vae, tile_px_for
 from vega_diffusion.inference.weighting import encode_weighted, padded
+from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 _CACHED_TEXTS = 16
+# What low precision is calibrated on: objects, colours, counts, places and styles, so that every part of a U-Net works.
+CALIBRATION_PROMPTS = (
+    "a cat next to a slice of pizza",
+    "two red apples on a blue background",
+    "a dog in the snow",
+    "a portrait of an old woman, oil painting",
+    "a yellow car left of a green tree",
+    "a city street at night, neon lights, rain",
+    "three mushrooms in a forest",
+    "a rocket in space, flat style",
+    "a bowl of fruit on a wooden table, photograph",
+    "a fox on the beach, line art",
+    "a blue umbrella above a brown dog",
+    "mountains at sunrise, wide view, highly detailed",
+)
 _PREVIEW_LATENT_CELLS = 32
 
 
@@ -72,6 +96,19 @@ OnStep = Callable[[Progress], None]
 IsCancelled = Callable[[], bool]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A resolved request with all that its images share."""
+
+    request: GenerateRequest
+    sources: Sources
+    loras: tuple[LoadedLora, ...]
+    prompt: Conditioning
+    guidance: Guidance
+    denoiser: Denoiser
+    warnings: tuple[str, ...]
+
+
 class Engine:
     """One loaded model that draws; safe to call from several threads."""
 
@@ -86,6 +123,7 @@ class Engine:
         self.components = components
         self.max_batch = max_batch
         self.adapters = Adapters(components)
+        self.routes = Routes(components, self.adapters, self._calibration_questions)
         self._texts: OrderedDict[tuple[object, ...], EncodedText] = OrderedDict()
         self._texts_lock = Lock()
 
@@ -135,25 +173,71 @@ class Engine:
             Cancelled: `is_cancelled` returned True.
             VegaError: A value does not suit this model, a picture cannot be read, or the numbers overflowed.
         """
-        sources = Sources.open(request, pictures or {})
-        resolved = request.resolved(self.components.spec.generation, sources.size)
-        loras = self.adapters.load(resolved.loras)
-        with self.adapters.injected(loras):
-            prompt, guidance, warnings = self._conditioned(resolved, loras)
-        for first in range(0, resolved.num_images, self.max_batch):
-            indices = range(first, min(first + self.max_batch, resolved.num_images))
-            with self.adapters.injected(loras):
-                latents = self._denoised(resolved, indices, prompt, guidance, sources, on_step, is_cancelled)
-            if self.components.low_memory and indices.stop == resolved.num_images:
+        job = self._job(request, pictures or {})
+        count = job.request.num_images
+        for first in range(0, count, self.max_batch):
+            indices = range(first, min(first + self.max_batch, count))
+            with self.adapters.injected(job.loras):
+                latents = denoise(job.denoiser, self._started(job, indices, on_step, is_cancelled))
+            if self.components.low_memory and indices.stop == count:
                 self.components.release("unet")
             for index, row in zip(indices, latents.split(1), strict=True):
-                image, decode_warnings = decode_latents(self.components.vae(), row)
-                yield GeneratedImage(
-                    tensor_to_picture(image),
-                    _seed(resolved, index),
-                    self._record(resolved, index, sources, loras),
-                    warnings + decode_warnings,
-                )
+                yield self._finished(job, index, row)
+
+    def route_of(self, request: GenerateRequest) -> InUse:
+        """Return what would run the U-Net for a request without LoRAs."""
+        return self.routes.open(PROFILES[request.profile or "exact"], ()).denoiser.in_use
+
+    def latents(self, request: GenerateRequest) -> Iterator[Tensor]:
+        """Yield the clean latents `[1, C, h, w]` of a request's images, which `stream` would decode.
+
+        Raises:
+            VegaError: As `stream`.
+        """
+        job = self._job(request, {})
+        for index in range(job.request.num_images):
+            with self.adapters.injected(job.loras):
+                yield denoise(job.denoiser, self._started(job, range(index, index + 1), None, None))
+
+    def stream_many(
+        self,
+        requests: Sequence[GenerateRequest],
+        max_rows: int = 16,
+        pictures: Mapping[str, Image.Image] | None = None,
+        fixed_rows: bool = False,
+    ) -> Iterator[tuple[int, GeneratedImage]]:
+        """Draw the images of several requests together: steps of different requests share U-Net evaluations.
+
+        Requests under different LoRAs take turns; what differs in shape, in the length of its text or in its backend
+        does, too. An image is the same as alone within 1 of 255 levels (bit-equal in bfloat16 on a CPU).
+
+        Args:
+            requests: What to draw.
+            max_rows: Most rows of one evaluation; an image is one row, and two while it is guided.
+            pictures: As for `stream`.
+            fixed_rows: Fill every evaluation up to `max_rows`, so that an image is the same bits in any company,
+                alone with the same `max_rows` included.
+
+        Yields:
+            Each image as soon as it is done, with the number of its request.
+
+        Raises:
+            VegaError: As `stream`; before anything is drawn where a request does not suit the model.
+        """
+        jobs = [self._job(request, pictures or {}) for request in requests]
+        packer, whose = Packer(max_rows), {}
+        filled: dict[int, Denoiser] = {}
+        for number, job in enumerate(jobs):
+            denoiser = job.denoiser
+            if fixed_rows:
+                denoiser = filled.setdefault(id(denoiser), FixedRows(denoiser, max_rows))
+            for index in range(job.request.num_images):
+                run = self._started(job, range(index, index + 1), None, None)
+                whose[id(run)] = number, index
+                packer.add(Packed(run, denoiser, lora_key(job.loras), partial(self.adapters.injected, job.loras)))
+        for run, _ in packer.drain():
+            number, index = whose[id(run)]
+            yield number, self._finished(jobs[number], index, run.latents)
 
     def check_repeats(
         self, record: PictureRecord, request: GenerateRequest, pictures: Mapping[str, Image.Image] | None = None
@@ -193,6 +277,57 @@ class Engine:
             for key in here
             if here[key] != there[key]
         )
+
+    def _job(self, request: GenerateRequest, pictures: Mapping[str, Image.Image]) -> _Job:
+        """Prepare a request: read its pictures and LoRAs, encode its text, open the U-Net of its profile."""
+        sources = Sources.open(request, pictures)
+        resolved = request.resolved(self.components.spec.generation, sources.size)
+        loras = self.adapters.load(resolved.loras)
+        with self.adapters.injected(loras):
+            prompt, guidance, warnings = self._conditioned(resolved, loras)
+        opened = self.routes.open(PROFILES[resolved.profile or "exact"], loras)
+        warnings += opened.warnings + self._uncertified(resolved, opened.denoiser)
+        return _Job(resolved, sources, loras, prompt, guidance, opened.denoiser, warnings)
+
+    def certificate(self, request: GenerateRequest, denoiser: Denoiser) -> Certificate | None:
+        """Return what is known of a resolved request's profile for these weights as this U-Net runs them."""
+        in_use, decoder = denoiser.in_use, choose_vae(self.components, "final", request.decoder).decoder
+        parts, profile = self.components, request.profile or "exact"
+        return find_certificate(parts.folder, parts.digest, profile, in_use.backend, in_use.precision, decoder)
+
+    def _calibration_questions(self, count: int) -> list[Question]:
+        """Return what the U-Net is asked while it draws `CALIBRATION_PROMPTS`, each with the model's own settings."""
+
+        def draw(denoiser: Denoiser) -> None:
+            for seed, prompt in enumerate(CALIBRATION_PROMPTS):
+                job = self._job(GenerateRequest(prompt=prompt, seed=seed), {})
+                with self.adapters.injected(()):
+                    denoise(denoiser, self._started(job, range(1), None, None))
+
+        return record_questions(draw, TorchEager(self.adapters.unet), count)
+
+    def _uncertified(self, request: GenerateRequest, denoiser: Denoiser) -> tuple[str, ...]:
+        """Return the line that says that nobody measured what a profile costs in likeness, or nothing."""
+        if request.profile == "exact" or self.certificate(request, denoiser) is not None:
+            return ()
+        in_use = denoiser.in_use
+        return (
+            f"profile {request.profile}: not certified for these weights on {in_use.backend} {in_use.precision}; "
+            f"vega benchmark certify --model {self.components.name} --profile {request.profile} measures it",
+        )
+
+    def _finished(self, job: _Job, index: int, latents: Tensor) -> GeneratedImage:
+        """Decode an image's clean latents `[1, C, h, w]`, and put down what made it."""
+        request = job.request
+        assert request.width and request.height, "a resolved request"
+        chosen = choose_vae(self.components, "final", request.decoder)
+        # Only what is exactly diffusers' is decoded whole at any size, for as long as there is memory.
+        whole = request.profile == "exact" and not self.components.low_memory
+        low = self.components.low_memory
+        tile = None if whole else tile_px_for(request.width, request.height, chosen.decoder, low)
+        image, warnings = chosen.decode(latents, tile)
+        record = self._record(job, index, chosen.decoder)
+        return GeneratedImage(tensor_to_picture(image), record.request.seed or 0, record, job.warnings + warnings)
 
     def _conditioned(
         self, request: GenerateRequest, loras: tuple[LoadedLora, ...]
@@ -242,37 +377,31 @@ class Engine:
                 self._texts.popitem(last=False)
         return encoded
 
-    def _denoised(
-        self,
-        request: GenerateRequest,
-        indices: range,
-        prompt: Conditioning,
-        guidance: Guidance,
-        sources: Sources,
-        on_step: OnStep | None,
-        is_cancelled: IsCancelled | None,
-    ) -> Tensor:
-        """Return clean latents `[len(indices), C, h, w]` of some of a resolved request's images."""
+    def _started(self, job: _Job, indices: range, on_step: OnStep | None, is_cancelled: IsCancelled | None) -> ImageRun:
+        """Return some of a request's images at the start of their way."""
+        request, guidance = job.request, job.guidance
         assert request.sampler is not None and request.num_steps is not None, "a resolved request"
         scheduler = make_scheduler(request.sampler, self.components.scheduler_config)
         set_steps(scheduler, request.sampler, request.num_steps, self.components.device)
         timesteps = remaining_timesteps(scheduler, request.num_steps, request.strength)
         generators = [torch.Generator("cpu").manual_seed(_seed(request, index)) for index in indices]
-        start = starting_latents(self.components, request, sources, scheduler, timesteps, generators)
+        start = starting_latents(self.components, request, job.sources, scheduler, timesteps, generators)
         rows = len(indices)
         if guidance.negative is not None:
             guidance = Guidance(guidance.scale, guidance.negative.repeated(rows))
-        return denoise(
-            self.adapters.unet(),
+        interval, reuse = request.guidance_interval or (0.0, 1.0), request.reuse or 1
+        return ImageRun(
             scheduler,
             timesteps,
             start.latents,
-            prompt.repeated(rows),
+            job.prompt.repeated(rows),
             guidance,
             generators,
+            StepPlan.of(len(timesteps), interval, reuse, guidance.negative is not None),
             start.kept,
             None if on_step is None else partial(self._report, on_step, indices),
             is_cancelled,
+            self.components.spec.unet.time_cond_proj_dim,
         )
 
     def _report(self, on_step: OnStep, indices: range, state: StepState) -> None:
@@ -287,13 +416,12 @@ class Engine:
         if cells > _PREVIEW_LATENT_CELLS:
             scale = _PREVIEW_LATENT_CELLS / cells
             latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")
-        image, _ = decode_latents(self.components.vae(), latents.to(self.components.dtype))
+        image, _ = choose_vae(self.components, "preview").decode(latents.to(self.components.dtype))
         return tensor_to_picture(image)
 
-    def _record(
-        self, request: GenerateRequest, index: int, sources: Sources, loras: tuple[LoadedLora, ...]
-    ) -> PictureRecord:
+    def _record(self, job: _Job, index: int, decoder: Decoder) -> PictureRecord:
         """Return what made image `index`, as a request for that image alone."""
+        request, sources, in_use = job.request, job.sources, job.denoiser.in_use
         return PictureRecord(
             request=request.model_copy(update={"seed": _seed(request, index), "num_images": 1}),
             model=self.components.name,
@@ -303,7 +431,10 @@ class Engine:
             software={name: version(name) for name in ("vega-diffusion", "torch", "diffusers")},
             init_image_sha256=sources.init_image_sha256,
             mask_sha256=sources.mask_sha256,
-            loras_sha256=tuple(lora.sha256 for lora in loras),
+            loras_sha256=tuple(lora.sha256 for lora in job.loras),
+            backend=in_use.backend,
+            precision=in_use.precision,
+            decoder=decoder,
         )
 
 

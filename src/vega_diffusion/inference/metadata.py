@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.specs.base import Spec, as_vega_error
 from vega_diffusion.specs.lora import WeightedLora
+from vega_diffusion.specs.profile import Decoder
 from vega_diffusion.specs.request import GenerateRequest
 
 RECORD_KEY = "vega"
@@ -37,6 +38,9 @@ class PictureRecord(Spec):
         init_image_sha256: Of the initial picture's file.
         mask_sha256: Of the mask's file.
         loras_sha256: Of the LoRA files, in the order of `request.loras`.
+        backend: What ran the U-Net.
+        precision: In which numbers it ran; None in records of before there was a choice.
+        decoder: Which autoencoder decoded, whatever was asked for.
     """
 
     version: int = 1
@@ -49,6 +53,9 @@ class PictureRecord(Spec):
     init_image_sha256: str | None = None
     mask_sha256: str | None = None
     loras_sha256: tuple[str, ...] = ()
+    backend: str = "torch"
+    precision: str | None = None
+    decoder: Decoder = "full"
 
 
 def parameters_text(record: PictureRecord, sampler_name: str) -> str:

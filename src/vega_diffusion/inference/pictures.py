@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
+from vega_diffusion.inference.tiles import decode_tiled
 
 
 def open_picture(path: str, field: str) -> Image.Image:
@@ -79,11 +80,16 @@ def encode_picture(vae: Any, image: Tensor, generator: torch.Generator, dtype: t
 
 
 @torch.inference_mode()
-def decode_latents(vae: Any, latents: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+def decode_latents(vae: Any, latents: Tensor, tile_px: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Decode latents `[1, C, h, w]` to an image `[1, 3, H, W]` in about -1..1.
 
     A half-precision autoencoder that overflows is run again in float32, with a warning: never a black picture
-    without a word.
+    without a word. Of a picture in tiles, only those tiles run again.
+
+    Args:
+        vae: A diffusers `AutoencoderKL` or `AutoencoderTiny`.
+        latents: As the U-Net has them.
+        tile_px: Side of the tiles that a larger picture is decoded in; None decodes it at once.
 
     Returns:
         The image, and warnings.
@@ -96,15 +102,42 @@ def decode_latents(vae: Any, latents: Tensor) -> tuple[Tensor, tuple[str, ...]]:
         raise VegaError(
             f"latents: not finite after denoising in {_dtype_name(latents)}; allowed: finite numbers; use {wider}"
         )
-    image = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
-    if bool(torch.isfinite(image).all()):
+    decoder = _GuardedDecoder(vae)
+    if tile_px is None:
+        image = decoder(latents)
+    else:
+        tile = max(1, tile_px // downscale(vae))
+        image = decode_tiled(decoder, latents, tile, tile // 4)
+    if decoder.wide is None:
         return image, ()
-    if vae.dtype != torch.float32:
-        wide = copy.deepcopy(vae).float()
-        image = wide.decode(unscaled(wide, latents.float()), return_dict=False)[0]
+    return image, (f"the autoencoder overflowed in {_dtype_name(vae)}; decoded again in float32",)
+
+
+class _GuardedDecoder:
+    """Decodes, and where the numbers overflow decodes again in float32; `wide` is the copy that does, once made."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.wide = vae, None
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        vae: Any = self.vae
+        image = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
         if bool(torch.isfinite(image).all()):
-            return image, (f"the autoencoder overflowed in {_dtype_name(vae)}; decoded again in float32",)
-    raise VegaError("image: the autoencoder gave values that are not finite; its weights are damaged: fetch them again")
+            return image
+        if vae.dtype != torch.float32:
+            # A copy, not `vae.float()`: another thread may be decoding with the same autoencoder.
+            self.wide = wide = copy.deepcopy(vae).float() if self.wide is None else self.wide
+            image = wide.decode(unscaled(wide, latents.float()), return_dict=False)[0]
+            if bool(torch.isfinite(image).all()):
+                return image
+        raise VegaError(
+            "image: the autoencoder gave values that are not finite; its weights are damaged: fetch them again"
+        )
+
+
+def downscale(vae: Any) -> int:
+    """Return how many pixels of a side one latent cell of an autoencoder stands for."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from vega_diffusion.errors import InvalidValue
-from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.autoencoder import build_autoencoder, build_tiny_autoencoder
 from vega_diffusion.models.text import build_text_encoder
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.tiny_autoencoder import tiny_autoencoder_of
 
 
 def build_component(spec: ModelSpec, name: str) -> nn.Module:
@@ -16,7 +17,7 @@ def build_component(spec: ModelSpec, name: str) -> nn.Module:
 
     Args:
         spec: The model.
-        name: `unet`, `vae`, `text_encoder` or, where the model has one, `text_encoder_2`.
+        name: `unet`, `vae`, `vae_tiny`, `text_encoder` or, where the model has one, `text_encoder_2`.
 
     Raises:
         InvalidValue: The model has no such component.
@@ -26,6 +27,8 @@ def build_component(spec: ModelSpec, name: str) -> nn.Module:
             return build_unet(spec.unet)
         case "vae":
             return build_autoencoder(spec.autoencoder)
+        case "vae_tiny":
+            return build_tiny_autoencoder(tiny_autoencoder_of(spec))
         case "text_encoder":
             return build_text_encoder(spec.text_encoder)
         case "text_encoder_2" if spec.text_encoder_2 is not None:

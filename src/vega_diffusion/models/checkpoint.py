@@ -13,25 +13,29 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTokenizer
 
 from vega_diffusion.errors import MissingFile, UnreadableModel
-from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.autoencoder import build_autoencoder, build_tiny_autoencoder
 from vega_diffusion.models.layout import (
     TOKENIZER_FILES,
+    VAE_TINY,
     TextEncoderName,
     TokenizerName,
     WeightFiles,
     find_weights,
     from_published_key,
     read_json,
+    weights_in,
 )
 from vega_diffusion.models.text import TextEncoder, build_text_encoder
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import AutoencoderSpec, TextEncoderSpec, UNetSpec
+from vega_diffusion.specs.tiny_autoencoder import TinyAutoencoderSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -66,6 +70,22 @@ def load_autoencoder(folder: Path, spec: AutoencoderSpec, dtype: torch.dtype | N
     with torch.device("meta"):
         autoencoder = build_autoencoder(spec)
     return _take_weights(autoencoder, find_weights(folder, "vae", dtype), dtype)
+
+
+def load_tiny_autoencoder(home: Path, spec: TinyAutoencoderSpec, dtype: torch.dtype | None = None) -> AutoencoderTiny:
+    """Read a tiny autoencoder from its own folder, on the CPU, in evaluation mode.
+
+    Args:
+        home: The folder of its config and weights, such as `taesdxl` or `MODEL/vae_tiny`.
+        spec: Its architecture (`detect.tiny_autoencoder_spec`).
+        dtype: Cast to this; None keeps the file's.
+
+    Raises:
+        UnreadableModel: Weights are missing, truncated or of another architecture; the message names the file.
+    """
+    with torch.device("meta"):
+        autoencoder = build_tiny_autoencoder(spec)
+    return _take_weights(autoencoder, weights_in(home, VAE_TINY, dtype), dtype)
 
 
 def load_text_encoder(

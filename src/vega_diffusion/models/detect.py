@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import diffusers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig
 
@@ -28,6 +29,7 @@ from vega_diffusion.specs.architecture import (
 )
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.presets import PRESETS
+from vega_diffusion.specs.tiny_autoencoder import TinyAutoencoderSpec
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
@@ -112,6 +114,25 @@ def autoencoder_spec(config: dict[str, Any], where: str = "vae/config.json") -> 
                 "choose an SDXL-shaped model"
             )
     return spec
+
+
+def tiny_autoencoder_spec(config: dict[str, Any], where: str = "vae_tiny/config.json") -> TinyAutoencoderSpec:
+    """Describe a tiny autoencoder by its diffusers config.
+
+    Raises:
+        UnreadableModel: The config is of another class, or asks for something that an `AutoencoderTiny` does not have.
+    """
+    kind = config.get("_class_name", "AutoencoderTiny")
+    if kind != "AutoencoderTiny":
+        raise UnreadableModel(
+            f"{where}: a {kind} is no tiny autoencoder; allowed: AutoencoderTiny; name a folder such as taesdxl's"
+        )
+    # diffusers writes the decoder's widths a second time, under the name that other autoencoders have for theirs.
+    rest = {key: value for key, value in config.items() if key != "block_out_channels"}
+    fields = set(TinyAutoencoderSpec.model_fields)
+    return _from_config(
+        TinyAutoencoderSpec, _select(rest, _defaults_of(AutoencoderTiny.__init__), fields, where), where
+    )
 
 
 def text_encoder_spec(config: dict[str, Any], with_projection: bool, where: str = "config.json") -> TextEncoderSpec:

@@ -19,6 +19,7 @@ import diffusers
 import torch
 import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -31,6 +32,7 @@ from vega_diffusion.models.layout import (
     PIPELINE_CLASS,
     PIPELINE_COMPONENTS,
     SCHEDULER_CONFIG,
+    VAE_TINY,
     VEGA_JSON,
     VEGA_JSON_SCHEMA,
     Precision,
@@ -55,6 +57,7 @@ class ModelParts:
     text_encoder_2: TextEncoder
     tokenizer: TokenizerFiles
     tokenizer_2: TokenizerFiles
+    tiny_autoencoder: AutoencoderTiny | None = None
 
 
 def save_model(
@@ -96,6 +99,8 @@ def save_model(
     with new_folder(folder) as place:
         write_weights(place, "unet", parts.unet, precisions)
         write_weights(place, "vae", parts.autoencoder, precisions)
+        if parts.tiny_autoencoder is not None:
+            write_weights(place, VAE_TINY, parts.tiny_autoencoder, precisions)
         write_weights(place, "text_encoder", parts.text_encoder, precisions)
         write_weights(place, "text_encoder_2", parts.text_encoder_2, precisions)
         parts.tokenizer.write(place / "tokenizer")
@@ -159,7 +164,7 @@ def write_weights(place: Path, component: WeightName, module: nn.Module, precisi
     """Write one network: its config and one weight file a precision, under published names and keys."""
     home = place / component
     home.mkdir(parents=True, exist_ok=True)
-    from_diffusers = component in ("unet", "vae")
+    from_diffusers = component in ("unet", "vae", VAE_TINY)
     config = _diffusers_config(module) if from_diffusers else _transformers_config(module, precisions)
     _write_json(home / "config.json", config)
     for precision in precisions:

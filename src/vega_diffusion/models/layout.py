@@ -19,7 +19,7 @@ from vega_diffusion.errors import MissingFile, UnreadableModel
 Precision = Literal["fp32", "fp16"]
 TextEncoderName = Literal["text_encoder", "text_encoder_2"]
 TokenizerName = Literal["tokenizer", "tokenizer_2"]
-WeightName = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+WeightName = Literal["unet", "vae", "text_encoder", "text_encoder_2", "vae_tiny"]
 
 VEGA_JSON = "vega.json"
 VEGA_JSON_SCHEMA = 1
@@ -35,6 +35,10 @@ WEIGHT_STEMS: dict[str, str] = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+
+# A tiny autoencoder that a model folder may hold beside them; diffusers' pipelines do not ask for it.
+VAE_TINY = "vae_tiny"
+_OTHER_STEMS = {VAE_TINY: "diffusion_pytorch_model"}
 
 PIPELINE_CLASS = "StableDiffusionXLPipeline"
 PIPELINE_COMPONENTS: dict[str, tuple[str, str]] = {
@@ -60,7 +64,7 @@ class WeightFiles:
 def weight_filename(component: str, precision: Precision, suffix: str = ".safetensors") -> str:
     """Return the published name of a weight file: `unet` at fp16 is `diffusion_pytorch_model.fp16.safetensors`."""
     variant = ".fp16" if precision == "fp16" else ""
-    stem = WEIGHT_STEMS.get(component, "model")  # the checker is no part of a model folder
+    stem = (WEIGHT_STEMS | _OTHER_STEMS).get(component, "model")  # the checker is no part of a model folder
     return f"{stem}{variant}{suffix}"
 
 
@@ -75,15 +79,20 @@ def find_weights(folder: Path, component: str, dtype: torch.dtype | None = None)
     Raises:
         UnreadableModel: The component has no safetensors file, or an index lists a shard that is not there.
     """
+    return weights_in(folder / component, component, dtype)
+
+
+def weights_in(home: Path, component: str, dtype: torch.dtype | None = None) -> WeightFiles:
+    """Choose as `find_weights` does, in the component's own folder, whatever that is called."""
     half = dtype in (torch.float16, torch.bfloat16)
     order: tuple[Precision, Precision] = ("fp16", "fp32") if half else ("fp32", "fp16")
-    home = folder / component
     for precision in order:
         single = home / weight_filename(component, precision)
         if single.is_file():
             return WeightFiles(component, precision, (single,))
         variant = ".fp16" if precision == "fp16" else ""
-        index = home / f"{WEIGHT_STEMS[component]}.safetensors.index{variant}.json"
+        stem = weight_filename(component, "fp32", "")
+        index = home / f"{stem}.safetensors.index{variant}.json"
         if index.is_file():
             return WeightFiles(component, precision, _shards(index))
     wanted = " or ".join(weight_filename(component, precision) for precision in order)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vega_diffusion.errors import InvalidValue, UnreadableModel
 from vega_diffusion.models.lora_file import Adapter, LoraFile, read_lora, write_lora
+from vega_diffusion.models.lora_forward import AdaptedLinear
 from vega_diffusion.models.lora_layouts import neutral_path
 from vega_diffusion.specs.lora import LORA_FILE, LoraSpec
 
@@ -55,6 +56,8 @@ def add_lora(module: nn.Module, spec: LoraSpec, seed: int) -> int:
         lora_dropout=spec.dropout,
         use_dora=spec.dora,
     )
+    if not spec.dora and not spec.dropout:  # others are computed by PEFT alone
+        config._register_custom_module({nn.Linear: AdaptedLinear})
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

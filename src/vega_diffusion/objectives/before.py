@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,11 @@ class ModelBefore(nn.Module):
         tensors = {name: value[rows] for name, value in batch.tensors.items()}
         some = Batch([batch.sample_ids[row] for row in numbers], tensors)
         unet = self.get_submodule("unet")
-        asked = question.rows(rows)
-        asked = Question(asked.x_t, asked.timesteps, *task.condition(self, some), asked.target)
+        text = task.condition(self, some)
+        asked = Question(question.x_t[rows], question.timesteps[rows], *text, question.target[rows])
         told = asked.to(next(unet.parameters()).dtype).ask(unet)
         told = convert(
             told, self.prediction_type, task.prediction_type, task.schedule, asked.x_t.float(), asked.timesteps
         )
         target: Tensor = question.target.index_copy(0, rows, told.to(question.target))
-        return Question(question.x_t, question.timesteps, question.prompt_embeds, question.added, target)
+        return replace(question, target=target)

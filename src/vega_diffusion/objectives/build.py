@@ -20,6 +20,7 @@ from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.objectives.scene_checking import SceneChecking
 from vega_diffusion.objectives.scene_text import SceneHeads, SceneText
 from vega_diffusion.objectives.teachers import Teacher
+from vega_diffusion.objectives.tiny_autoencoding import TinyAutoencoding
 from vega_diffusion.specs.architecture import ModelSpec, NoiseScheduleSpec
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.objective import (
@@ -28,6 +29,7 @@ from vega_diffusion.specs.objective import (
     ObjectiveSpec,
     SceneCheckingSpec,
     SceneTextSpec,
+    TinyAutoencodingSpec,
 )
 
 
@@ -52,6 +54,8 @@ def build_objective(
     match spec:
         case AutoencodingSpec():
             return Autoencoding(spec)
+        case TinyAutoencodingSpec():
+            return TinyAutoencoding(spec, frozen)
         case DenoisingSpec():
             return build_denoising(spec, model, frozen, before)
         case DistillationSpec():
@@ -98,7 +102,7 @@ def build_schedule(spec: NoiseScheduleSpec) -> NoiseSchedule:
 def build_heads(spec: ObjectiveSpec, model: ModelSpec, seed: int) -> nn.Module | None:
     """Return the modules that learn with the student and are thrown away after the run, or None."""
     match spec:
-        case AutoencodingSpec() | DenoisingSpec() | DistillationSpec() | SceneCheckingSpec():
+        case AutoencodingSpec() | DenoisingSpec() | DistillationSpec() | SceneCheckingSpec() | TinyAutoencodingSpec():
             return None
         case SceneTextSpec():
             second = model.text_encoder_2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from vega_diffusion.diffusion.schedule import NoiseSchedule
 from vega_diffusion.diffusion.weighting import min_snr_weight
 from vega_diffusion.objectives.conditioning import encode_tokens, silence
 from vega_diffusion.objectives.protocol import Loss
+from vega_diffusion.objectives.shared_prompts import ask_by_prompt
 from vega_diffusion.specs.objective import DenoisingSpec
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Question:
         prompt_embeds: `[B, L, D]`.
         added: `text_embeds [B, P]` and `time_ids [B, 6]`.
         target: What to predict, `[B, C, H, W]`, fp32.
+        captions: Of encoded prompts, where they are known: equal ones are read once (`ask_by_prompt`).
     """
 
     x_t: Tensor
@@ -38,13 +41,11 @@ class Question:
     prompt_embeds: Tensor
     added: dict[str, Tensor]
     target: Tensor
+    captions: Sequence[str] | None = None
 
     def ask(self, unet: nn.Module) -> Tensor:
         """Return a U-Net's answer, `[B, C, H, W]`, fp32."""
-        added = self.added
-        return unet(
-            self.x_t, self.timesteps, encoder_hidden_states=self.prompt_embeds, added_cond_kwargs=added
-        ).sample.float()
+        return ask_by_prompt(unet, self.x_t, self.timesteps, self.prompt_embeds, self.added, self.captions)
 
     def rows(self, rows: Tensor) -> Question:
         """Return the question for some samples, int64 `[N]`."""
@@ -115,7 +116,8 @@ class Denoising:
             noise = noise + self.spec.noise_offset * rng.normal((x0.shape[1], 1, 1), "noise_offset")
         x_t = self.schedule.add_noise(x0, noise, timesteps)
         target = training_target(self.prediction_type, self.schedule, x0, noise, timesteps)
-        return Question(x_t, timesteps, *self.condition(student, batch), target)
+        captions = batch.captions if "prompt_embeds" in batch.tensors else None
+        return Question(x_t, timesteps, *self.condition(student, batch), target, captions)
 
     def weights(self, timesteps: Tensor, batch: Batch | None = None) -> Tensor:
         """Return each sample's loss weight, `[B]`: that of its timestep times the batch's own `loss_weight`."""

@@ -63,6 +63,23 @@ class AutoencodingSpec(StrictSpec):
     initial_logvar: float = -6.0
 
 
+class TinyAutoencodingSpec(StrictSpec):
+    """Read and write the latents of a full autoencoder by a tiny one.
+
+    Decoded pictures are compared with the full decoder's (`teacher_weight`) and with those that were encoded
+    (`picture_weight`), each by `l1_weight`, `l2_weight` and `edge_weight` as in `AutoencodingSpec`; `latent_weight` is
+    on the squared error of the encoder's latents, in the U-Net's scale.
+    """
+
+    kind: Literal["tiny_autoencoding"] = "tiny_autoencoding"
+    teacher_weight: NonNegativeFloat = 1.0
+    picture_weight: NonNegativeFloat = 0.25
+    l1_weight: NonNegativeFloat = 1.0
+    l2_weight: NonNegativeFloat = 2.0
+    edge_weight: NonNegativeFloat = 0.25
+    latent_weight: NonNegativeFloat = 0.5
+
+
 class SceneTextSpec(StrictSpec):
     """Predict the exact scene from its caption, so that the text encoders know what the captions mean.
 
@@ -92,5 +109,6 @@ class SceneCheckingSpec(StrictSpec):
 
 
 ObjectiveSpec = Annotated[
-    DenoisingSpec | DistillationSpec | AutoencodingSpec | SceneTextSpec | SceneCheckingSpec, Field(discriminator="kind")
+    DenoisingSpec | DistillationSpec | AutoencodingSpec | TinyAutoencodingSpec | SceneTextSpec | SceneCheckingSpec,
+    Field(discriminator="kind"),
 ]

@@ -23,13 +23,14 @@ from vega_diffusion.specs.lora import LoraSpec
 from vega_diffusion.specs.objective import ObjectiveSpec
 from vega_diffusion.specs.optimizer import AdamWSpec, EmaSpec, LrScheduleSpec, OptimizerSpec, StrictSpec
 
-Component = Literal["unet", "vae", "text_encoder", "text_encoder_2", "checker"]
+Component = Literal["unet", "vae", "vae_tiny", "text_encoder", "text_encoder_2", "checker"]
 
 # What each objective can train, and the kind of data it eats.
 TRAINABLE: dict[str, frozenset[str]] = {
     "denoising": frozenset({"unet", "text_encoder", "text_encoder_2"}),
     "distillation": frozenset({"unet"}),
     "autoencoding": frozenset({"vae"}),
+    "tiny_autoencoding": frozenset({"vae_tiny"}),
     "scene_text": frozenset({"text_encoder", "text_encoder_2"}),
     "scene_checking": frozenset({"checker"}),
 }
@@ -37,6 +38,7 @@ DATA_KINDS: dict[str, tuple[str, ...]] = {
     "denoising": ("scene_latents", "image_latents"),
     "distillation": ("scene_latents", "image_latents"),
     "autoencoding": ("scene_images",),
+    "tiny_autoencoding": ("scene_images",),
     "scene_text": ("scene_captions",),
     "scene_checking": ("scene_checks",),
 }
@@ -215,7 +217,7 @@ class TrainRecipe(StrictSpec):
                 "carve a folder with vega map carve and name it as model.base",
             )
         self._check_pictures()
-        if kind in ("scene_text", "scene_checking") and self.sample_every is not None:
+        if kind in ("scene_text", "scene_checking", "tiny_autoencoding") and self.sample_every is not None:
             raise InvalidValue("sample_every", self.sample_every, f"nothing for {kind} (no pictures)", "remove it")
         self._check_module_names()
         if self.activation_checkpointing and "unet" not in self.model.train:

@@ -16,6 +16,7 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import GenerationDefaults
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.lora import WeightedLora
+from vega_diffusion.specs.profile import PROFILES, Decoder, ProfileName, check_interval
 
 SAMPLERS: tuple[str, ...] = (
     "euler",
@@ -62,6 +63,10 @@ class GenerateRequest(Spec):
         crop_top_left: (top, left) in pixels that SDXL's crop conditioning names. None: (0, 0).
         loras: LoRA files that act on the model for these pictures, each as "FILE" or "FILE@WEIGHT"; weight 1 unless
             given. Several add up; with none, or weights of 0, the model is as it was, bit for bit.
+        profile: How to draw, one of `specs/profile.py`; what is said below and above goes before it. None: `exact`.
+        guidance_interval: Shares of the steps between which guidance acts, as (0, 0.8).
+        reuse: Deep layers of the U-Net are computed every so many steps and kept in between.
+        decoder: `full`, or the model's `tiny` autoencoder.
     """
 
     prompt: str
@@ -81,6 +86,10 @@ class GenerateRequest(Spec):
     original_size: tuple[int, int] | None = None
     crop_top_left: tuple[int, int] | None = None
     loras: tuple[str, ...] = ()
+    profile: ProfileName | None = None
+    guidance_interval: tuple[float, float] | None = None
+    reuse: int | None = None
+    decoder: Decoder | None = None
 
     @model_validator(mode="after")
     def _texts_are_usable(self) -> Self:
@@ -105,6 +114,9 @@ class GenerateRequest(Spec):
             raise InvalidValue("guidance_scale", self.guidance_scale, "a number from 0 to 100", "5 to 9 is usual")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise InvalidValue("strength", self.strength, "above 0, at most 1", "0.8 redraws most of the picture")
+        _check_range("reuse", self.reuse, 1, MAX_STEPS)
+        if self.guidance_interval is not None:
+            check_interval("guidance_interval", self.guidance_interval)
         for field in ("width", "height"):
             _check_size(field, getattr(self, field))
         for field in ("original_size", "crop_top_left"):
@@ -134,13 +146,17 @@ class GenerateRequest(Spec):
         Raises:
             InvalidValue: A setting would have no effect, or the initial picture's size does not fit.
         """
-        guidance_scale = _first(self.guidance_scale, defaults.guidance_scale)
+        profile = PROFILES[self.profile or "exact"]
+        guidance_scale = _first(self.guidance_scale, _first(profile.guidance_scale, defaults.guidance_scale))
         negative_prompt = self.negative_prompt
         if guidance_scale <= 1 and negative_prompt:
             raise _negative_without_guidance(negative_prompt)
         if guidance_scale > 1 and self.default_negative:
             negative_prompt = _first(negative_prompt, defaults.negative_prompt)
-        num_steps = _first(self.num_steps, defaults.num_steps)
+        if guidance_scale <= 1 and self.guidance_interval is not None:
+            allowed = "only with guidance_scale above 1"
+            raise InvalidValue("guidance_interval", self.guidance_interval, allowed, "raise it or drop this")
+        num_steps = _first(self.num_steps, _first(profile.num_steps, defaults.num_steps))
         strength = self.strength
         if self.init_image is not None:
             strength = _first(strength, 1.0 if self.mask is not None else 0.8)
@@ -148,19 +164,24 @@ class GenerateRequest(Spec):
                 allowed = f"at least {math.ceil(100 / num_steps) / 100} with {num_steps} steps"
                 raise InvalidValue("strength", strength, allowed, "raise strength or num_steps")
         width, height = self._size(defaults, init_size)
+        interval = _first(self.guidance_interval, profile.guidance_interval) if guidance_scale > 1 else None
         return self.model_copy(
             update={
                 "guidance_scale": guidance_scale,
                 "negative_prompt": negative_prompt,
                 "default_negative": False,
                 "num_steps": num_steps,
-                "sampler": _first(self.sampler, defaults.sampler),
+                "sampler": _first(self.sampler, _first(profile.sampler, defaults.sampler)),
                 "seed": secrets.randbelow(_RANDOM_SEEDS) if self.seed is None else self.seed,
                 "width": width,
                 "height": height,
                 "strength": strength,
                 "original_size": self.original_size or (height, width),
                 "crop_top_left": self.crop_top_left or (0, 0),
+                "profile": profile.name,
+                "guidance_interval": interval,
+                "reuse": _first(self.reuse, profile.reuse),
+                "decoder": _first(self.decoder, profile.decoder),
             }
         )
 

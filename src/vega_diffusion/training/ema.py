@@ -31,6 +31,7 @@ class Ema:
     def __init__(self, spec: EmaSpec, student: nn.Module) -> None:
         self.spec = spec
         self.names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+        self._last: tuple[nn.Module, list[nn.Parameter]] | None = None
         self.averages = [parameter.detach().float().clone() for parameter in self._parameters(student)]
 
     @torch.no_grad()
@@ -67,5 +68,8 @@ class Ema:
             average.copy_(split_like(average, state[name]))
 
     def _parameters(self, student: nn.Module) -> list[nn.Parameter]:
-        table = dict(student.named_parameters())
-        return [table[name] for name in self.names]
+        # Kept, as to walk a student's tree of modules takes longer than to move the averages of adapters.
+        if self._last is None or self._last[0] is not student:
+            table = dict(student.named_parameters())
+            self._last = student, [table[name] for name in self.names]
+        return self._last[1]

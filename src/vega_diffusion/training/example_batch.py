@@ -32,7 +32,7 @@ def example_batch(recipe: TrainRecipe, spec: ModelSpec) -> Batch:
     tokens = torch.zeros(count, spec.text_encoder.max_position_embeddings, dtype=torch.int64)
     tensors: dict[str, Tensor]
     match recipe.objective.kind:
-        case "autoencoding":
+        case "autoencoding" | "tiny_autoencoding":
             tensors = {"pixels": torch.zeros(count, 3, vae.sample_size, vae.sample_size)}
         case "denoising" | "distillation":
             side = latent_side(recipe, spec)

@@ -13,7 +13,8 @@ from vega_diffusion.data.image_latents import ImageLatents
 from vega_diffusion.data.paired_samples import PairedSamples
 from vega_diffusion.data.tokens import TokenizerPair
 from vega_diffusion.diffusion.randomness import PositionRng
-from vega_diffusion.inference.denoise import Conditioning, Guidance, denoise
+from vega_diffusion.inference.backends.torch_eager import TorchEager
+from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, denoise
 from vega_diffusion.inference.pictures import decode_latents
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.objectives.build import build_denoising
@@ -136,5 +137,14 @@ def _drawn(
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn((1, spec.unet.in_channels, height // down, width // down), generator=generator)
         start = noise.to(device) * scheduler.init_noise_sigma
-        found.append(denoise(unet, scheduler, scheduler.timesteps, start, wanted, guidance, [generator]))
+        run = ImageRun(
+            scheduler,
+            scheduler.timesteps,
+            start,
+            wanted,
+            guidance,
+            [generator],
+            guidance_width=spec.unet.time_cond_proj_dim,
+        )
+        found.append(denoise(TorchEager(lambda: unet), run))
     return torch.cat(found)

@@ -100,7 +100,8 @@ def publish(
         spec: Its architecture.
         folder: Where it goes; an older folder there is replaced at the end.
         name: What it is called.
-        references: Component -> where its weights are: `run:NAME`, a known model or a model folder.
+        references: Component -> where its weights are: `run:NAME`, a known model or a model folder. A `vae_tiny` is
+            written where it is among them.
         tokenizers: Both.
         precisions: Which weight files.
         notes: Free text for card and record.
@@ -129,6 +130,7 @@ def publish(
         text_encoder_2=modules["text_encoder_2"],
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
+        tiny_autoencoder=modules.get("vae_tiny"),
     )
     records = {component: component_record(reference, component) for component, reference in made_by.items()}
     card = model_card(name, spec, records, notes, scores)

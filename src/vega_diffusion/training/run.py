@@ -19,6 +19,7 @@ from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.data.paired_samples import PairedSamples
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.models.attention import use_training_attention
 from vega_diffusion.models.lora import add_lora, is_adapter
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
 from vega_diffusion.objectives.before import ModelBefore
@@ -61,6 +62,7 @@ HELPERS = {
     "denoising": ("text_encoder", "text_encoder_2"),
     "distillation": ("text_encoder", "text_encoder_2"),
     "autoencoding": (),
+    "tiny_autoencoding": ("vae",),
     "scene_text": (),
     "scene_checking": (),
 }
@@ -206,6 +208,8 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     if recipe.model.lora is not None:
         for name, module in trained.items():
             add_lora(module, recipe.model.lora, derive_seed(recipe.seed, "lora", name))
+    if "unet" in trained and not recipe.compile:
+        use_training_attention(trained["unet"])
     for module in trained.values():
         _hold(module, recipe)
     freeze = (*recipe.model.freeze, *unread_modules(trained))

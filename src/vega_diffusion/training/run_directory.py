@@ -7,23 +7,14 @@ Layout: `recipe.json`, `states/` (state.py), `ema/<component>/` (the published w
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
+from vega_diffusion.models.home import vega_home
 from vega_diffusion.specs.lora import LORA_FILE
-
-
-def vega_home() -> Path:
-    """Return `$VEGA_HOME`, or `vega-diffusion` in the user's cache directory; it need not exist."""
-    given = os.environ.get("VEGA_HOME")
-    if given:
-        return Path(given).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vega-diffusion"
 
 
 class RunDirectory:

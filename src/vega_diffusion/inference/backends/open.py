@@ -1,0 +1,264 @@
+"""Opening a backend by name: the one place that knows them all, and that follows the table of faults.
+
+`open_denoiser` opens exactly what is asked or, when asked to, goes along the order of `faults.py`; what it ended with
+is in `in_use`, and every step aside is one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, assert_never
+
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.inference.backends.faults import WAYS_OUT, BackendFault, Fault, Route, Say, next_route
+from vega_diffusion.inference.backends.protocol import Denoiser, LatentDecoder, Precision, Question, TextEncoder
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
+
+QUIET: Say = lambda line: None  # noqa: E731
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a backend is opened; nothing in it depends on the model.
+
+    Attributes:
+        say: Gets every line that a user should see, one a call.
+        num_threads: CPU threads of OpenVINO; 0 leaves the number to it.
+        may_fall_back: Whether another precision of the same backend may take the place of one that is not possible.
+        home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
+        rule: How int8 is made.
+        max_shapes: How many shapes of each graph stay compiled.
+        keep_blobs: Whether compiled networks are stored, too.
+    """
+
+    say: Say = QUIET
+    num_threads: int = 1
+    may_fall_back: bool = True
+    home: Path | None = None
+    rule: QuantisationRule = field(default_factory=QuantisationRule)
+    max_shapes: int = 4
+    keep_blobs: bool = True
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The torch module behind a part, and what names it.
+
+    Attributes:
+        digest: Of the weights, LoRAs included: the same digest must mean the same numbers.
+        provider: Returns the module; torch backends ask at every call, OpenVINO only to convert. None: there is none,
+            and OpenVINO uses what is kept or fails.
+        release: Called when OpenVINO has converted and needs the module no more.
+    """
+
+    digest: str
+    provider: Callable[[], Any] | None
+    release: Callable[[], None] = lambda: None
+
+
+def open_denoiser(
+    route: Route,
+    weights: Weights,
+    opening: Opening | None = None,
+    branch: int = 0,
+    questions: Callable[[], Iterable[Question]] | None = None,
+) -> Denoiser:
+    """Open a U-Net in a backend and a precision.
+
+    Args:
+        route: Which.
+        weights: Of the U-Net. In torch, its dtype must be the precision; OpenVINO converts from float32, so give it
+            float32 weights where memory allows no copy.
+        opening: How.
+        branch: Where shallow steps are cut (`split.py`).
+        questions: Calibration questions for int8, called only when it must be made.
+
+    Raises:
+        BackendFault: The route is not possible, nor are those of its backend that may take its place.
+        InvalidValue: No such route, or the U-Net's dtype is another than the precision.
+    """
+    opening = opening or Opening()
+    match route.backend:
+        case "torch" | "torch-compiled":
+            return _open_torch(route, weights, branch)
+        case "openvino":
+            return _open_openvino_denoiser(route, weights, opening, branch, questions)
+        case _:
+            assert_never(route.backend)
+
+
+def open_first(
+    routes: Sequence[Route],
+    weights: Weights,
+    opening: Opening | None = None,
+    branch: int = 0,
+    questions: Callable[[], Iterable[Question]] | None = None,
+) -> Denoiser:
+    """Open the first of several routes that this machine has, saying in one line why one was passed over.
+
+    Raises:
+        BackendFault: None is possible; the last one's.
+    """
+    opening = opening or Opening()
+    for route, following in zip(routes, [*routes[1:], None], strict=True):
+        try:
+            return open_denoiser(route, weights, opening, branch, questions)
+        except BackendFault as fault:
+            if following is None:
+                raise
+            opening.say(f"{route}: {fault.fault.value}; going on with {following}")
+    raise InvalidValue("routes", (), "one route or more", "name a backend")
+
+
+def open_decoder(
+    precision: Precision, weights: Weights, opening: Opening | None = None, what: str = "vae-decoder"
+) -> LatentDecoder:
+    """Open an autoencoder's decoder in OpenVINO.
+
+    Args:
+        precision: `fp32`, `bf16` or `int8-weights`.
+        weights: Of the autoencoder, full or tiny.
+        opening: How.
+        what: `vae-decoder` or `tiny-vae-decoder`, for names and lines.
+
+    Raises:
+        BackendFault: Not possible here.
+        InvalidValue: No such precision.
+    """
+    from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDecoder
+
+    def make(vae: Any) -> Mapping[str, Any]:
+        from vega_diffusion.inference.backends.openvino_convert import decoder_exportables
+
+        return decoder_exportables(vae)
+
+    _check(precision, ("fp32", "bf16", "int8-weights"), what)
+    return OpenVinoDecoder(_guarded(precision, weights, opening or Opening(), _Plan(what, ("decoder",), make)))
+
+
+def open_text_encoder(
+    precision: Precision, weights: Weights, opening: Opening | None = None, what: str = "text-encoder"
+) -> TextEncoder:
+    """Open a CLIP text encoder in OpenVINO; arguments and errors as for `open_decoder`.
+
+    `what` is `text-encoder` or `text-encoder-2`.
+    """
+    from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoTextEncoder
+
+    def make(encoder: Any) -> Mapping[str, Any]:
+        from vega_diffusion.inference.backends.openvino_convert import text_exportables
+
+        return text_exportables(encoder)
+
+    _check(precision, ("fp32", "bf16", "int8-weights"), what)
+    return OpenVinoTextEncoder(_guarded(precision, weights, opening or Opening(), _Plan(what, ("text",), make)))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a part's weights do not say: its name, its graphs, how its module becomes them, what they depend on."""
+
+    what: str
+    graphs: tuple[str, ...]
+    make: Callable[[Any], Mapping[str, Any]]
+    samples: Callable[[], list[Any]] | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _open_openvino_denoiser(
+    route: Route,
+    weights: Weights,
+    opening: Opening,
+    branch: int,
+    questions: Callable[[], Iterable[Question]] | None,
+) -> Denoiser:
+    from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDenoiser
+
+    def make(unet: Any) -> Mapping[str, Any]:
+        from vega_diffusion.inference.backends.openvino_convert import unet_exportables
+
+        return unet_exportables(unet, branch)
+
+    def samples() -> list[Any]:
+        from vega_diffusion.inference.backends.calibration import as_samples
+
+        assert questions is not None, "else there are no samples"
+        return as_samples(questions())
+
+    plan = _Plan("unet", ("full", "shallow"), make, None if questions is None else samples, {"branch": branch})
+    _check(route.precision, ("fp32", "bf16", "int8", "int8-weights"), "unet")
+    return OpenVinoDenoiser(_guarded(route.precision, weights, opening, plan))
+
+
+def _open_torch(route: Route, weights: Weights, branch: int) -> Denoiser:
+    from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
+    from vega_diffusion.inference.backends.torch_eager import TorchEager
+
+    if weights.provider is None:
+        raise BackendFault(Fault.NO_WEIGHTS, route, "allowed: torch with weights; give them")
+    kind = TorchEager if route.backend == "torch" else TorchCompiled
+    denoiser = kind(weights.provider, branch)
+    _check(route.precision, (denoiser.in_use.precision,), "unet")
+    return denoiser
+
+
+def _guarded(precision: Precision, weights: Weights, opening: Opening, plan: _Plan) -> Any:
+    """Open the networks of a part, following the table of faults; later, NaNs are followed the same way."""
+    from vega_diffusion.inference.backends.openvino_denoiser import Guarded
+
+    def open_graphs(wanted: Precision) -> Any:
+        while True:
+            try:
+                return _graphs(wanted, weights, opening, plan)
+            except BackendFault as fault:
+                instead = next_route(fault)
+                if instead is None or not opening.may_fall_back:
+                    raise
+                opening.say(f"{plan.what}: {fault.route}: {fault.fault.value}; going on in {instead.precision}")
+                wanted = instead.precision
+
+    return Guarded(open_graphs, precision, opening.say)
+
+
+def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Plan) -> Any:
+    """Open the networks of a part in exactly one precision.
+
+    Raises:
+        BackendFault: It is not possible.
+    """
+    from vega_diffusion.inference.backends.openvino_graphs import Graphs, Part
+    from vega_diffusion.inference.backends.openvino_runtime import RunSettings, cpu_features, require_openvino
+    from vega_diffusion.inference.backends.store import Store
+
+    route = Route("openvino", precision)
+    require_openvino(precision)
+    features = cpu_features()
+    if precision == "bf16" and not features.bf16:
+        raise BackendFault(Fault.NO_BF16, route, "allowed: bf16 on a CPU that has it; use fp32")
+    if precision == "int8" and not features.vnni:
+        opening.say(f"{plan.what}: {route}: {Fault.NO_VNNI.value}; {WAYS_OUT[Fault.NO_VNNI].line}")
+    provider = weights.provider
+    part = Part(
+        plan.what,
+        weights.digest,
+        plan.graphs,
+        None if provider is None else lambda: plan.make(provider()),
+        weights.release,
+        plan.samples,
+        plan.detail,
+    )
+    settings = RunSettings(precision, opening.num_threads, features)
+    store = Store(opening.say, opening.home)
+    return Graphs(part, settings, store, opening.rule, opening.max_shapes, opening.keep_blobs)
+
+
+def _check(precision: Precision, allowed: tuple[Precision, ...], what: str) -> None:
+    """Raise unless a part can have that precision.
+
+    Raises:
+        InvalidValue: It cannot.
+    """
+    if precision not in allowed:
+        raise InvalidValue("precision", precision, f"{', '.join(allowed)} for this {what}", "choose one of them")

@@ -1,0 +1,165 @@
+"""A U-Net in OpenVINO, and decoders and text encoders beside it: tensors in, tensors out, arrays between.
+
+What the networks are and where they lie is `openvino_graphs.py`'s matter; this file speaks the protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from vega_diffusion.inference.backends.faults import BackendFault, Fault, NotFinite, Route, Say, next_route
+from vega_diffusion.inference.backends.openvino_graphs import Graphs, as_array
+from vega_diffusion.inference.backends.openvino_runtime import Array
+from vega_diffusion.inference.backends.protocol import InUse, Precision, Question
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OpenGraphs = Callable[[Precision], Graphs]
+
+
+class Guarded:
+    """Networks that are opened again in wider numbers when they give values that are not finite from finite ones."""
+
+    def __init__(self, open_graphs: OpenGraphs, precision: Precision, say: Say) -> None:
+        """Open the networks.
+
+        Args:
+            open_graphs: Opens them in a precision, falling back where the precision itself is not possible.
+            precision: The one to begin with.
+            say: Gets one line when the precision changes.
+        """
+        self._open, self._say = open_graphs, say
+        self._graphs = open_graphs(precision)
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs, told by the compiled networks; before the first call, what they will be made from."""
+        compiled = self._graphs.compiled()
+        precision = self._graphs.precision_in_use()
+        return InUse("openvino", precision, bool(compiled), compiled[0].devices if compiled else ("CPU",))
+
+    def run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
+        """Return the outputs of a graph.
+
+        Raises:
+            NotFinite: They are not finite even in float32, though the inputs are.
+        """
+        while True:
+            graphs = self._graphs
+            outputs = graphs.run(graph, inputs)
+            if all(bool(numpy.isfinite(output).all()) for output in outputs):
+                return outputs
+            if not all(bool(numpy.isfinite(array).all()) for array in inputs.values()):
+                return outputs  # garbage in: whoever made it will say so
+            self._widen(graphs)
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        self._graphs.close()
+
+    def _widen(self, graphs: Graphs) -> None:
+        route = Route("openvino", graphs.settings.precision)
+        wider = next_route(BackendFault(Fault.NOT_FINITE, route, ""))
+        if wider is None:
+            raise NotFinite(
+                f"{graphs.what}: {Fault.NOT_FINITE.value} in {route}; allowed: finite weights; fetch them again"
+            )
+        opened = self._open(wider.precision)
+        if opened.settings.precision == route.precision:
+            raise NotFinite(
+                f"{graphs.what}: {Fault.NOT_FINITE.value} in {route}; allowed: finite numbers; use backend torch"
+            )
+        self._say(f"{graphs.what}: {Fault.NOT_FINITE.value} in {route}; going on in {opened.settings.precision}")
+        graphs.close()
+        self._graphs = opened
+
+
+class OpenVinoDenoiser:
+    """A U-Net whose whole and shallow graphs are two static networks a shape; shapes are compiled when first asked."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs."""
+        return self._guarded.in_use
+
+    def predict(self, question: Question) -> Tensor:
+        """Return the prediction `[N, C, h, w]`."""
+        return self.full(question)[0]
+
+    def full(self, question: Question) -> tuple[Tensor, Tensor]:
+        """Return the prediction `[N, C, h, w]` and the hidden state at the cut, in float32."""
+        prediction, deep = self._guarded.run("full", _arrays(question))
+        return _like(prediction, question.x_t), _tensor(deep)
+
+    def shallow(self, question: Question, deep: Tensor) -> Tensor:
+        """Return the prediction from the layers above the cut and `deep`."""
+        (prediction,) = self._guarded.run("shallow", _arrays(question) | {"deep": as_array(deep)})
+        return _like(prediction, question.x_t)
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        self._guarded.close()
+
+
+class OpenVinoDecoder:
+    """An autoencoder's decoder, full or tiny, as a static network a shape."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs."""
+        return self._guarded.in_use
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return `[N, 3, H, W]` in about -1..1 from latents `[N, C, h, w]` in the autoencoder's own scale."""
+        (image,) = self._guarded.run("decoder", {"latents": as_array(latents)})
+        return _like(image, latents)
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        self._guarded.close()
+
+
+class OpenVinoTextEncoder:
+    """A CLIP text encoder as a static network a number of rows."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs."""
+        return self._guarded.in_use
+
+    def encode(self, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the penultimate hidden states `[N, L, D]` and, with a projection, the pooled output `[N, P]`."""
+        hidden, *pooled = self._guarded.run("text", {"token_ids": as_array(token_ids)})
+        return _tensor(hidden), _tensor(pooled[0]) if pooled else None
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        self._guarded.close()
+
+
+def _arrays(question: Question) -> dict[str, Array]:
+    """Return a question's tensors as float32 arrays, timesteps included."""
+    return {name: as_array(tensor.float()) for name, tensor in question.named().items()}
+
+
+def _tensor(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _like(array: Array, other: Tensor) -> Tensor:
+    return _tensor(array).to(other.device, other.dtype)

@@ -1,0 +1,216 @@
+"""OpenVINO itself: what this CPU can do, compiling a stored network for one static shape, running it, saying what ran.
+
+Arrays in, arrays out; torch is not imported here. How networks get stored is in `openvino_convert.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy
+
+from vega_diffusion.inference.backends.faults import BackendFault, Fault, Route
+from vega_diffusion.inference.backends.protocol import Precision
+
+Array = numpy.ndarray[Any, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+# The layers that a network's time goes into, in the words of OpenVINO's executed graph.
+_HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
+_INT8 = ("i8", "u8")
+
+
+@dataclass(frozen=True)
+class CpuFeatures:
+    """Instructions that decide which precisions pay.
+
+    Attributes:
+        bf16: Products of bf16 numbers (avx512_bf16, amx_bf16, or ARM's).
+        vnni: Products of 8-bit numbers without the saturation of the older ones (avx512_vnni, avx_vnni, amx_int8).
+    """
+
+    bf16: bool
+    vnni: bool
+
+
+def require_openvino(precision: Precision = "fp32") -> Any:
+    """Return the module `openvino`.
+
+    Raises:
+        BackendFault: It is not installed.
+    """
+    if find_spec("openvino") is None:
+        raise BackendFault(
+            Fault.NOT_INSTALLED,
+            Route("openvino", precision),
+            "allowed: an installed backend; pip install 'vega-diffusion[openvino]' or use backend torch",
+        )
+    import openvino
+
+    return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process's one `openvino.Core`."""
+    return require_openvino().Core()
+
+
+@cache
+def cpu_features() -> CpuFeatures:
+    """Return what this CPU can do: bf16 by OpenVINO's word, VNNI by the system's."""
+    capabilities = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        words = set()
+    return CpuFeatures("BF16" in capabilities, bool(words & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}))
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How compiled networks run.
+
+    Attributes:
+        precision: The numbers of the whole; `int8` and `int8-weights` lie in the stored network itself, and what is
+            not 8-bit there runs in bf16 where the CPU has it.
+        num_threads: CPU threads, 1 or more; 0 leaves the number to OpenVINO.
+        features: Of the CPU.
+    """
+
+    precision: Precision
+    num_threads: int
+    features: CpuFeatures
+
+    @property
+    def hint(self) -> str:
+        """OpenVINO's precision for what is not 8-bit."""
+        wide = self.precision == "fp32" or not self.features.bf16
+        return "f32" if wide else "bf16"
+
+    def properties(self) -> dict[str, Any]:
+        """Return the properties to compile and to import with."""
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.num_threads,
+            "INFERENCE_PRECISION_HINT": self.hint,
+        }
+
+
+class CompiledNetwork:
+    """One network, compiled for one static shape; safe to call from several threads, one at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._inputs = [set(port.get_names()) for port in compiled.inputs]
+        self._lock = Lock()
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return copies of the outputs, in their order.
+
+        Args:
+            inputs: By name, in the compiled shapes; names that the network does not have are ignored.
+        """
+        given = {
+            index: next(numpy.ascontiguousarray(inputs[name]) for name in inputs if name in names)
+            for index, names in enumerate(self._inputs)
+        }
+        with self._lock:
+            self._request.infer(given, share_inputs=True)
+            return [numpy.array(port.data) for port in self._request.output_tensors]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it runs, as OpenVINO says."""
+        return tuple(self._compiled.get_property("EXECUTION_DEVICES"))
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads it takes, as OpenVINO says."""
+        return int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+
+    @cached_property
+    def layer_precisions(self) -> Counter[str]:
+        """Return how many of the heavy layers run in which numbers (`f32`, `bf16`, `i8`, `u8`), as OpenVINO says."""
+        found: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ops():
+            told = node.get_rt_info()
+            if told["layerType"].astype(str) in _HEAVY_LAYERS:
+                found[told["runtimePrecision"].astype(str)] += 1
+        return found
+
+    def int8_share(self) -> float:
+        """Return the share of heavy layers that multiply 8-bit numbers, 0 to 1."""
+        layers = self.layer_precisions
+        return sum(layers[name] for name in _INT8) / max(1, layers.total())
+
+    def exported(self) -> bytes:
+        """Return the compiled network as a blob."""
+        return self._compiled.export_model().getvalue()
+
+
+def compile_network(path: Path, shapes: Shapes, settings: RunSettings) -> CompiledNetwork:
+    """Read a stored network and compile it for static shapes.
+
+    Args:
+        path: Its `.xml` file.
+        shapes: By name of input; names that it does not have are ignored.
+        settings: How it will run.
+    """
+    core = openvino_core()
+    model = core.read_model(path)
+    model.reshape(own_shapes(model, shapes))
+    return CompiledNetwork(core.compile_model(model, "CPU", settings.properties()))
+
+
+def import_network(path: Path, settings: RunSettings) -> CompiledNetwork:
+    """Read a blob.
+
+    Raises:
+        RuntimeError: OpenVINO refuses it.
+    """
+    return CompiledNetwork(openvino_core().import_model(path.read_bytes(), "CPU", settings.properties()))
+
+
+def own_shapes(model: Any, shapes: Shapes) -> dict[int, list[int]]:
+    """Return the shapes of a model's inputs by index."""
+    return {
+        index: next(list(shapes[name]) for name in shapes if name in port.get_names())
+        for index, port in enumerate(model.inputs)
+    }
+
+
+class LoweredNetwork:
+    """What runs a network at present, by shape: a small cache of compiled networks, least recently used goes first."""
+
+    def __init__(self, compile_for: Callable[[Shapes], CompiledNetwork], max_shapes: int) -> None:
+        self._compile_for, self._max_shapes = compile_for, max_shapes
+        self._compiled: dict[tuple[Any, ...], CompiledNetwork] = {}
+        self._lock = Lock()
+
+    def get(self, shapes: Shapes) -> CompiledNetwork:
+        """Return the network compiled for shapes, compiling it if need be."""
+        key = tuple(sorted(shapes.items()))
+        with self._lock:
+            found = self._compiled.pop(key, None) or self._compile_for(shapes)
+            self._compiled[key] = found
+            if len(self._compiled) > self._max_shapes:
+                self._compiled.pop(next(iter(self._compiled)))
+            return found
+
+    def __iter__(self) -> Any:
+        return iter(tuple(self._compiled.values()))
+
+    def clear(self) -> None:
+        """Drop what is compiled."""
+        with self._lock:
+            self._compiled.clear()

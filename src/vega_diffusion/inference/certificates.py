@@ -1,0 +1,63 @@
+"""Certificates on disk: beside a model's weights, or in `$VEGA_HOME`; found by weights and what runs them.
+
+Making one is `benchmarks/certify.py`'s matter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vega_diffusion.errors import VegaError
+from vega_diffusion.models.home import vega_home
+from vega_diffusion.specs.certificate import Certificate
+
+FOLDER = "certificates"
+
+
+def find_certificate(
+    model_folder: Path, digest: str, profile: str, backend: str, precision: str, decoder: str
+) -> Certificate | None:
+    """Return a certificate of a profile for these very weights as they run here; the newest where there are several.
+
+    A damaged file is none: what it says cannot be trusted, and its profile then runs with a warning.
+    """
+    wanted = (profile, digest, backend, precision, decoder)
+    found = [
+        one
+        for one in _certificates(model_folder, digest)
+        if (one.profile, one.model_digest, one.backend, one.precision, one.decoder) == wanted
+    ]
+    return max(found, key=lambda one: one.finished, default=None)
+
+
+def keep_certificate(certificate: Certificate, folder: Path | None = None) -> Path:
+    """Write a certificate, into a model's folder or `$VEGA_HOME`, and return its file; one of before is replaced.
+
+    Raises:
+        VegaError: It cannot be written.
+    """
+    home = _home(certificate.model_digest) if folder is None else folder / FOLDER
+    path = home / f"{certificate.stem}.json"
+    part = path.with_suffix(".part")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        part.write_text(certificate.to_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise VegaError(f"{path}: cannot be written ({error.strerror}); make room or set VEGA_HOME") from error
+    return path
+
+
+def _home(digest: str) -> Path:
+    return vega_home() / FOLDER / digest[:20]
+
+
+def _certificates(model_folder: Path, digest: str) -> Iterator[Certificate]:
+    for folder in (model_folder / FOLDER, _home(digest)):
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            try:
+                yield Certificate.from_json(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, VegaError):
+                continue

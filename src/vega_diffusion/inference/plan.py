@@ -1,0 +1,149 @@
+"""What a picture will cost before it is drawn: its steps, and their work beside the exact profile's.
+
+Counted from the shapes alone, on the meta device; what a profile costs in likeness is in its certificate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vega_diffusion.inference.backends.protocol import Question
+from vega_diffusion.inference.backends.split import FullGraph, ShallowGraph, deep_shape
+from vega_diffusion.inference.components import Components
+from vega_diffusion.models.autoencoder import build_autoencoder
+from vega_diffusion.models.measure import count_macs
+from vega_diffusion.models.unet import build_unet
+from vega_diffusion.specs.architecture import AutoencoderSpec, UNetSpec
+from vega_diffusion.specs.profile import StepPlan
+from vega_diffusion.specs.request import GenerateRequest
+
+
+@dataclass(frozen=True)
+class PicturePlan:
+    """The work of one picture.
+
+    Attributes:
+        profile: By which it would be drawn.
+        num_steps: U-Net evaluations.
+        guided_steps: Those that also ask about the negative prompt.
+        deep_steps: Those that compute the deep layers.
+        shallow_share: What an evaluation without deep layers costs of one with them.
+        unet_gmac: Of all evaluations.
+        decoder_gmac: Of the autoencoder; None where the tiny one decodes.
+        exact_gmac: Of U-Net and autoencoder in the profile `exact`, same steps.
+    """
+
+    profile: str
+    num_steps: int
+    guided_steps: int
+    deep_steps: int
+    shallow_share: float
+    unet_gmac: float
+    decoder_gmac: float | None
+    exact_gmac: float
+
+    @property
+    def work_ratio(self) -> float:
+        """How many times less work than `exact`, precision aside."""
+        return self.exact_gmac / (self.unet_gmac + (self.decoder_gmac or 0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self) | {"work_ratio": round(self.work_ratio, 3)}
+
+    def __str__(self) -> str:
+        decoder = "the tiny one" if self.decoder_gmac is None else f"{self.decoder_gmac:,.2f} GMAC"
+        return "\n".join(
+            [
+                f"profile   {self.profile}",
+                f"steps     {self.num_steps}: {self.guided_steps} guided, {self.deep_steps} with deep layers; one "
+                f"without costs {100 * self.shallow_share:.1f} % of one with them",
+                f"U-Net     {self.unet_gmac:,.2f} GMAC",
+                f"decoder   {decoder}",
+                f"exact     {self.exact_gmac:,.2f} GMAC: {self.work_ratio:.2f} times the work of this",
+            ]
+        )
+
+
+def plan_picture(components: Components, request: GenerateRequest) -> PicturePlan:
+    """Return what a request's picture costs; one that starts from a picture runs fewer steps, which are counted.
+
+    Raises:
+        VegaError: The request does not suit the model.
+    """
+    spec = components.spec
+    resolved = request.resolved(spec.generation, None)
+    assert resolved.width and resolved.height and resolved.num_steps, "a resolved request"
+    share = 1.0 if resolved.strength is None else resolved.strength
+    steps = max(1, int(resolved.num_steps * share))
+    down = spec.autoencoder.downscale
+    cells = resolved.height // down, resolved.width // down
+    deep, shallow = unet_depths(spec.unet.to_json(), *cells)
+    guidance = (resolved.guidance_scale or 0.0) > 1 and spec.unet.time_cond_proj_dim is None
+    plan = StepPlan.of(steps, resolved.guidance_interval or (0.0, 1.0), resolved.reuse or 1, guidance)
+    whole = StepPlan.of(steps, (0.0, 1.0), 1, guidance)
+    decoder = decoder_macs(spec.autoencoder.to_json(), *cells) / 1e9
+    found = PicturePlan(
+        profile=resolved.profile or "exact",
+        num_steps=steps,
+        guided_steps=sum(plan.guided),
+        deep_steps=sum(plan.deep),
+        shallow_share=round(shallow / deep, 4),
+        unet_gmac=plan.cost(shallow / deep) * deep / 1e9,
+        decoder_gmac=decoder,
+        exact_gmac=whole.cost(1.0) * deep / 1e9 + decoder,
+    )
+    return replace(found, decoder_gmac=None) if resolved.decoder == "tiny" else found
+
+
+# By text, since specs hold no hash.
+@lru_cache(maxsize=16)
+def unet_depths(spec_json: str, height: int, width: int) -> tuple[int, int]:
+    """Return the MACs of one row's evaluation with deep layers and without, at latents of this size."""
+    spec = UNetSpec.from_json(spec_json)
+    with torch.device("meta"):
+        unet = build_unet(spec).eval()
+        question = example_question(spec, 1, height, width)
+        deep = torch.zeros(deep_shape(unet, question, 0))
+        named = question.named()
+        return count_macs(FullGraph(unet, 0), **named), count_macs(ShallowGraph(unet, 0), **named, deep=deep)
+
+
+@lru_cache(maxsize=16)
+def decoder_macs(spec_json: str, height: int, width: int) -> int:
+    """Return the MACs of decoding latents of this size by the full autoencoder."""
+    spec = AutoencoderSpec.from_json(spec_json)
+    with torch.device("meta"):
+        vae: Any = build_autoencoder(spec)
+        return count_macs(_Decode(vae), torch.zeros(1, spec.latent_channels, height, width))
+
+
+def example_question(spec: UNetSpec, rows: int, height: int, width: int, tokens: int = 77) -> Question:
+    """Return a question of the right shapes without values, on the current device."""
+    pooled = None
+    if spec.addition_embed_type == "text_time":
+        pooled = (spec.projection_class_embeddings_input_dim or 0) - 6 * (spec.addition_time_embed_dim or 0)
+    return Question(
+        torch.zeros(rows, spec.in_channels, height, width),
+        torch.zeros(rows),
+        torch.zeros(rows, tokens, spec.cross_attention_dim),
+        None if pooled is None else torch.zeros(rows, pooled),
+        None if pooled is None else torch.zeros(rows, 6),
+        None if spec.time_cond_proj_dim is None else torch.zeros(rows, spec.time_cond_proj_dim),
+    )
+
+
+class _Decode(torch.nn.Module):
+    """An autoencoder whose forward decodes."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode."""
+        return self.vae.decode(latents, return_dict=False)[0]

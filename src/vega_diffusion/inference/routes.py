@@ -1,0 +1,113 @@
+"""From a profile to the U-Net that serves it: the first of its routes that this machine and this model have.
+
+What backends do, and what they do when something fails, is theirs (`backends/`); a route that cannot be taken is named
+in one line and the next one tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import RLock
+
+import torch
+
+from vega_diffusion.inference.adapters import Adapters, LoadedLora
+from vega_diffusion.inference.backends.faults import BackendFault
+from vega_diffusion.inference.backends.faults import Route as BackendRoute
+from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser
+from vega_diffusion.inference.backends.protocol import Denoiser, Question
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
+from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
+from vega_diffusion.inference.components import Components
+from vega_diffusion.models.checkpoint import load_unet
+from vega_diffusion.specs.profile import ProfileSpec, Route
+
+Questions = Callable[[int], list[Question]]
+"""How many -> questions of real denoising runs, for what must be calibrated."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A U-Net that is ready, and lines the user should see about how it came to be that one."""
+
+    denoiser: Denoiser
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Kept:
+    """A U-Net that was opened, or why it cannot be."""
+
+    denoiser: Denoiser | None
+    reason: str | None = None
+    lines: list[str] = field(default_factory=list)
+
+
+class Routes:
+    """The U-Nets of one loaded model, by route; safe to call from several threads.
+
+    Args:
+        components: The model.
+        adapters: Its LoRAs, which act in torch alone.
+        questions: Asked once where a U-Net must be calibrated.
+        rule: How int8 is made.
+    """
+
+    def __init__(
+        self, components: Components, adapters: Adapters, questions: Questions, rule: QuantisationRule | None = None
+    ) -> None:
+        self._components, self._adapters, self._questions = components, adapters, questions
+        self._rule = rule or QuantisationRule()
+        self._open: dict[Route, _Kept] = {}
+        self._lock = RLock()  # calibration draws pictures through us
+
+    def open(self, profile: ProfileSpec, loras: tuple[LoadedLora, ...]) -> Opened:
+        """Return the U-Net of the first route of a profile that can be taken.
+
+        Args:
+            profile: Names the routes; the last one is torch, which is always there.
+            loras: Those of the request.
+        """
+        passed = []
+        for route in profile.routes:
+            kept = self._kept(route, loras)
+            if kept.denoiser is not None:
+                lines = [f"profile {profile.name}: {line}" for line in (*passed, *kept.lines)]
+                kept.lines.clear()  # said once
+                return Opened(kept.denoiser, tuple(lines))
+            passed.append(f"{route}: {kept.reason}")
+        raise AssertionError("the last route of every profile is torch")
+
+    def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
+        if route.backend != "torch" and any("unet" in lora.weights for lora in loras):
+            return _Kept(None, "takes no LoRAs")
+        with self._lock:
+            if route not in self._open:
+                self._open[route] = self._opened(route)
+            return self._open[route]
+
+    def _opened(self, route: Route) -> _Kept:
+        if route.backend == "torch":
+            return _Kept(TorchEager(self._adapters.unet))
+        parts = self._components
+        precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
+        lines: list[str] = []
+        opening = Opening(say=lines.append, num_threads=torch.get_num_threads(), rule=self._rule)
+        is_torch = route.backend == "torch-compiled"
+        weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
+        try:
+            denoiser = open_denoiser(
+                BackendRoute(route.backend, precision),
+                weights,
+                opening,
+                questions=lambda: self._questions(self._rule.num_samples),
+            )
+        except BackendFault as fault:
+            return _Kept(None, fault.fault.value)
+        return _Kept(denoiser, None, lines)
+
+    def _wide_unet(self) -> torch.nn.Module:
+        """Return a U-Net of its own in float32, which conversion starts from."""
+        parts = self._components
+        return load_unet(parts.folder, parts.spec.unet, torch.float32).eval().requires_grad_(False)

@@ -1,0 +1,141 @@
+"""Profiles: how a picture is drawn, from exactly to fast, as declared bundles; and the plan of steps that follows.
+
+What does not live here: backends and decoders themselves (`inference/`), and how good and fast a profile is for given
+weights (`benchmarks/certify.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.base import Spec
+
+ProfileName = Literal["exact", "balanced", "turbo", "realtime"]
+Decoder = Literal["full", "tiny"]
+Backend = Literal["torch", "torch-compiled", "openvino"]
+Precision = Literal["own", "fp32", "bf16", "fp16", "int8", "int8-weights"]
+
+
+class Route(Spec):
+    """A backend and the precision of its U-Net; `own` is the dtype that the engine was loaded with."""
+
+    backend: Backend
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+TORCH = Route(backend="torch", precision="own")
+
+
+def check_interval(field: str, interval: tuple[float, float]) -> None:
+    """Check that an interval of shares of the steps is one.
+
+    Raises:
+        InvalidValue: It is empty, or reaches beyond 0 to 1.
+    """
+    if not 0 <= interval[0] < interval[1] <= 1:
+        allowed = "two shares of the steps, 0 <= first < second <= 1"
+        raise InvalidValue(field, interval, allowed, "(0, 1) guides every step")
+
+
+class ProfileSpec(Spec):
+    """One way of drawing; what a request says itself goes before it.
+
+    Args:
+        name: Its name in commands, Python, HTTP and records.
+        routes: Where the U-Net runs: the first that this machine has.
+        decoder: The full autoencoder, or the tiny one where the model has one.
+        guidance_interval: Share of the steps at which guidance begins, and at which it ends: outside, the U-Net is
+            asked about the prompt alone.
+        reuse: The deep layers are computed every so many steps and kept in between; 1 computes them always.
+        guidance_scale: None leaves it to the model.
+        sampler: None leaves it to the model.
+        num_steps: None leaves it to the model.
+
+    Source: guidance in an interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724); reuse: Ma et al. 2023, DeepCache,
+    section 3.3 (arXiv 2312.00858).
+    """
+
+    name: ProfileName
+    routes: tuple[Route, ...] = (TORCH,)
+    decoder: Decoder = "full"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: PositiveInt = 1
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    num_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        check_interval("guidance_interval", self.guidance_interval)
+        return self
+
+
+# A backend tries narrower and wider numbers by itself (`inference/backends/faults.py`): int8, bf16, fp32.
+_FAST = (Route(backend="openvino", precision="int8"),)
+
+PROFILES: dict[str, ProfileSpec] = {
+    one.name: one
+    for one in (
+        ProfileSpec(name="exact"),
+        ProfileSpec(name="balanced", routes=(*_FAST, TORCH), guidance_interval=(0.0, 0.8)),
+        ProfileSpec(name="turbo", routes=(*_FAST, TORCH), guidance_interval=(0.0, 0.6), reuse=2),
+        ProfileSpec(
+            name="realtime", routes=(*_FAST, TORCH), decoder="tiny", guidance_scale=1.0, sampler="lcm", num_steps=4
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What every step of a picture asks of the U-Net.
+
+    Args:
+        guided: Whether the step also asks about the negative prompt.
+        deep: Whether it computes the deep layers, or takes those of a step before.
+    """
+
+    guided: tuple[bool, ...]
+    deep: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, num_steps: int, interval: tuple[float, float], reuse: int, guidance: bool) -> Self:
+        """Return the plan of a run.
+
+        A step that is guided where the one before was not computes its deep layers: those of the negative prompt are
+        not there yet.
+
+        Args:
+            num_steps: U-Net evaluations of the sampler.
+            interval: Shares of them between which guidance acts.
+            reuse: Deep layers are computed every so many steps.
+            guidance: Whether there is guidance at all.
+        """
+        guided = tuple(guidance and interval[0] <= step / num_steps < interval[1] for step in range(num_steps))
+        begins = [now and not before for now, before in zip(guided, (True, *guided), strict=False)]
+        return cls(guided, tuple(step % reuse == 0 or begins[step] for step in range(num_steps)))
+
+    @property
+    def reuses(self) -> bool:
+        """Whether some step takes the deep layers of another."""
+        return not all(self.deep)
+
+    def rows(self) -> int:
+        """Return how many rows go through the U-Net in all, for one picture."""
+        return sum(1 + guided for guided in self.guided)
+
+    def cost(self, shallow_share: float) -> float:
+        """Return the work in deep rows, as one unguided step of all layers counts 1.
+
+        Args:
+            shallow_share: What a step without deep layers costs of one with them.
+        """
+        pairs = zip(self.guided, self.deep, strict=True)
+        return sum((1 + guided) * (1.0 if deep else shallow_share) for guided, deep in pairs)

@@ -1,0 +1,107 @@
+"""Certificates: found by weights and route alone, damaged ones do not count, a profile without one says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.certificates import find_certificate, keep_certificate
+from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.engine import Engine
+from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.request import GenerateRequest
+
+MADE = Certificate(
+    profile="turbo",
+    model="tiny",
+    model_digest="a" * 64,
+    backend="torch",
+    precision="fp32",
+    decoder="full",
+    hardware="2-core-test",
+    threads=1,
+    exact_s=1.0,
+    profile_s=0.5,
+    speedup=2.0,
+    num_prompts=3,
+    latent_cosine_median=0.99,
+    latent_cosine_min=0.9,
+    psnr_db_median=30.0,
+    ssim_median=0.95,
+    finished="2026-01-01T00:00:00+00:00",
+    versions={"torch": "2"},
+)
+ROUTE = ("turbo", "torch", "fp32", "full")
+
+
+def found(folder: Path, digest: str = "a" * 64, route: tuple[str, ...] = ROUTE) -> Certificate | None:
+    return find_certificate(folder, digest, *route)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("beside_the_weights", [True, False])
+def test_what_was_kept_is_found_and_the_newest_counts(tmp_path: Path, beside_the_weights: bool):
+    model = tmp_path / "model"
+    folder = model if beside_the_weights else None
+    keep_certificate(MADE, folder)
+    assert found(model) == MADE
+    newer = MADE.model_copy(update={"speedup": 3.0, "finished": "2026-02-01T00:00:00+00:00", "hardware": "other"})
+    keep_certificate(newer, folder)
+    assert found(model) == newer
+    keep_certificate(MADE.model_copy(update={"speedup": 4.0}), folder)  # replaces the one of its machine
+    assert found(model) == newer
+    assert len(list((tmp_path).rglob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("digest", "route"),
+    [
+        ("b" * 64, ROUTE),
+        ("a" * 64, ("balanced", *ROUTE[1:])),
+        ("a" * 64, ("turbo", "openvino", "fp32", "full")),
+        ("a" * 64, ("turbo", "torch", "bf16", "full")),
+        ("a" * 64, ("turbo", "torch", "fp32", "tiny")),
+    ],
+)
+def test_a_certificate_holds_for_its_weights_and_route_alone(tmp_path: Path, digest: str, route: tuple[str, ...]):
+    keep_certificate(MADE, tmp_path)
+    assert found(tmp_path, digest, route) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"profile": "turbo"}', b"\xff\xfe"])
+def test_a_damaged_file_is_no_certificate(tmp_path: Path, damage: bytes):
+    path = keep_certificate(MADE, tmp_path)
+    path.write_bytes(damage)
+    assert found(tmp_path) is None
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "certificates").write_text("a file in the way")
+    with pytest.raises(VegaError, match=r"turbo-torch-fp32-full-2-core-test.json: cannot be written"):
+        keep_certificate(MADE, tmp_path)
+
+
+def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path):
+    engine = Engine(Components.open(str(tiny_folder), "cpu", "float32", None))
+    request = GenerateRequest(prompt="a cat", num_steps=2, seed=1, profile="turbo")
+    (picture,) = engine.generate(request)
+    uncertified = [line for line in picture.warnings if "not certified" in line]
+    assert len(uncertified) == 1
+    assert "vega benchmark certify" in uncertified[0]
+    in_use = engine.route_of(request)
+    route = {"backend": in_use.backend, "precision": in_use.precision, "model_digest": engine.components.digest}
+    keep_certificate(MADE.model_copy(update=route))
+    (picture,) = engine.generate(request)
+    assert not any("not certified" in line for line in picture.warnings)
+    assert (picture.record.backend, picture.record.precision) == (in_use.backend, in_use.precision)
+    assert picture.record.request.profile == "turbo"
+    (exact,) = engine.generate(request.model_copy(update={"profile": None}))
+    assert exact.warnings == ()
+    assert (exact.record.request.profile, exact.record.backend, exact.record.decoder) == ("exact", "torch", "full")

@@ -1,0 +1,155 @@
+"""Step packing: pictures do not depend on their company, evaluations are shared, cancelled runs leave alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from tiny_lora import random_lora
+from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.denoise import Cancelled
+from vega_diffusion.inference.engine import Engine
+from vega_diffusion.inference.packing import FixedRows, Packed, Packer
+from vega_diffusion.models.lora_file import write_lora
+from vega_diffusion.models.lora_layouts import MapTree
+from vega_diffusion.models.lora_weights import arrange
+from vega_diffusion.specs.request import GenerateRequest
+
+MIXED = (
+    GenerateRequest(prompt="a cat", num_steps=4, seed=1, guidance_scale=4.0),
+    GenerateRequest(prompt="two red apples", num_steps=6, seed=2, guidance_scale=1.0),
+    GenerateRequest(prompt="a dog in the snow", num_steps=3, seed=3, guidance_scale=7.5, sampler="euler_a"),
+    GenerateRequest(prompt="a cat", num_steps=6, seed=4, guidance_scale=3.0, guidance_interval=(0.0, 0.5)),
+    GenerateRequest(prompt="a fox", num_steps=6, seed=5, guidance_scale=3.0, reuse=2, num_images=2),
+    GenerateRequest(prompt="a fox", num_steps=2, seed=6, guidance_scale=3.0, width=72, height=56),
+)
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """Return the largest difference of two pictures, in levels of 255."""
+    values = [numpy.asarray(image, dtype=numpy.int16) for image in (one, other)]
+    return int(numpy.abs(values[0] - values[1]).max())
+
+
+@pytest.fixture(scope="module", params=[("float32", 1), ("bfloat16", 0)], ids=["float32", "bfloat16"])
+def engine(request: pytest.FixtureRequest, tiny_folder: Path) -> tuple[Engine, int]:
+    dtype, most = request.param
+    components = Components.open(str(tiny_folder), "cpu", dtype, None)
+    assert components.unet().dtype == getattr(torch, dtype)
+    return Engine(components), most
+
+
+def drawn(engine: Engine, requests: tuple[GenerateRequest, ...], **options: object) -> dict[tuple[int, int], Image.Image]:
+    """Return the pictures of requests drawn together, by request and seed."""
+    found = engine.stream_many(requests, **options)  # type: ignore[arg-type]
+    return {(number, picture.seed): picture.image for number, picture in found}
+
+
+def test_pictures_do_not_depend_on_their_company(engine: tuple[Engine, int]):
+    ours, most = engine
+    together = drawn(ours, MIXED, max_rows=7)
+    assert len(together) == 7
+    for number, request in enumerate(MIXED):
+        for picture in ours.generate(request):
+            assert difference(picture.image, together[number, picture.seed]) <= most
+
+
+def test_with_fixed_rows_company_changes_no_bit(engine: tuple[Engine, int]):
+    ours, _ = engine
+    mixed = MIXED[:5]
+    together = drawn(ours, mixed, max_rows=6, fixed_rows=True)
+    reversed_order = drawn(ours, mixed[::-1], max_rows=6, fixed_rows=True)
+    for (number, seed), picture in together.items():
+        alone = drawn(ours, (mixed[number],), max_rows=6, fixed_rows=True)
+        assert difference(picture, alone[0, seed]) == 0
+        assert difference(picture, reversed_order[len(mixed) - 1 - number, seed]) == 0
+
+
+def test_steps_of_different_requests_share_evaluations(engine: tuple[Engine, int]):
+    ours, _ = engine
+    jobs = [ours._job(request, {}) for request in MIXED[:3]]
+    runs = [ours._started(job, range(1), None, None) for job in jobs]
+    packer = Packer(max_rows=5)  # two guided images and one that is not
+    for job, run in zip(jobs, runs, strict=True):
+        packer.add(Packed(run, job.denoiser))
+    ended = [run for run, why in packer.drain() if why is None]
+    assert [ended.index(run) for run in (runs[2], runs[0], runs[1])] == [0, 1, 2]  # after 3, 4 and 6 steps
+    assert packer.evaluations == 6
+    assert len(packer) == 0
+
+
+def test_rows_are_never_more_than_allowed_and_who_waits_longest_goes_first(engine: tuple[Engine, int]):
+    ours, _ = engine
+    asked: list[int] = []
+
+    class Counting:
+        """Notes how many rows each evaluation has."""
+
+        def __init__(self, denoiser):
+            self.denoiser = denoiser
+
+        def __getattr__(self, name):
+            return getattr(self.denoiser, name)
+
+        def predict(self, question):
+            asked.append(len(question.x_t))
+            return self.denoiser.predict(question)
+
+    job = ours._job(MIXED[0], {})
+    counting = Counting(job.denoiser)
+    packer = Packer(max_rows=4)
+    runs = [ours._started(job, range(index, index + 1), None, None) for index in range(3)]
+    for run in runs:
+        packer.add(Packed(run, counting))  # type: ignore[arg-type]
+    packer.step()
+    assert [run.step for run in runs] == [1, 1, 0]
+    packer.step()
+    assert [run.step for run in runs] == [2, 1, 1]
+    list(packer.drain())
+    assert max(asked) == 4
+    assert sum(asked) == 2 * 4 * 3
+
+
+def test_a_cancelled_run_leaves_and_the_others_go_on(engine: tuple[Engine, int]):
+    ours, most = engine
+    job = ours._job(MIXED[0], {})
+    stop = False
+    kept = ours._started(job, range(1), None, None)
+    gone = ours._started(job, range(1, 2), None, lambda: stop)
+    packer = Packer(max_rows=4)
+    packer.add(Packed(kept, job.denoiser))
+    packer.add(Packed(gone, job.denoiser))
+    packer.step()
+    stop = True
+    ended = list(packer.drain())
+    assert [(run is gone, type(why)) for run, why in ended] == [(True, Cancelled), (False, type(None))]
+    assert (gone.step, kept.step) == (1, 4)
+    assert difference(ours._finished(job, 0, kept.latents).image, ours.generate(MIXED[0])[0].image) <= most
+
+
+def test_requests_under_loras_of_their_own_take_turns(tiny_folder: Path, tmp_path: Path):
+    ours = Engine(Components.open(str(tiny_folder), "cpu", "float32", None))
+    tree, file = MapTree.of_spec(ours.components.spec), tmp_path / "lora.safetensors"
+    write_lora(file, arrange(random_lora(tree, ["unet"], size=0.4), "kohya", tree))
+    mixed = (
+        MIXED[0],
+        MIXED[0].model_copy(update={"loras": (str(file),)}),
+        MIXED[0].model_copy(update={"loras": (f"{file}@0.5",)}),
+    )
+    together = drawn(ours, mixed, max_rows=8)
+    for number, request in enumerate(mixed):
+        assert difference(together[number, 1], ours.generate(request)[0].image) <= 1
+    assert difference(together[0, 1], together[1, 1]) > 1
+    assert difference(together[1, 1], together[2, 1]) > 1
+
+
+def test_filling_refuses_more_rows_than_it_has(engine: tuple[Engine, int]):
+    ours, _ = engine
+    job = ours._job(MIXED[0], {})
+    run = ours._started(job, range(1), None, None)
+    with pytest.raises(ValueError, match="2 rows for evaluations of 1"):
+        FixedRows(job.denoiser, 1).predict(run.question())

@@ -1,0 +1,90 @@
+"""Profiles as data, and the plan of steps that follows from one: closed forms."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.architecture import GenerationDefaults
+from vega_diffusion.specs.profile import PROFILES, ProfileSpec, StepPlan
+from vega_diffusion.specs.request import GenerateRequest
+
+DEFAULTS = GenerationDefaults(guidance_scale=5.0, num_steps=25, sampler="dpmpp_2m")
+
+
+def test_exact_is_the_models_own_way_and_nothing_else():
+    exact = PROFILES["exact"]
+    assert list(PROFILES) == ["exact", "balanced", "turbo", "realtime"]
+    assert [str(route) for route in exact.routes] == ["torch own"]
+    assert (exact.decoder, exact.guidance_interval, exact.reuse) == ("full", (0.0, 1.0), 1)
+    resolved = GenerateRequest(prompt="a cat").resolved(DEFAULTS)
+    assert resolved.profile == "exact"
+    assert (resolved.num_steps, resolved.sampler, resolved.guidance_scale) == (25, "dpmpp_2m", 5.0)
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_every_profile_ends_where_every_machine_can_go(name: str):
+    profile = PROFILES[name]
+    assert profile.routes[-1].backend == "torch"
+    assert ProfileSpec.from_json(profile.to_json()) == profile
+
+
+def test_what_a_request_says_goes_before_its_profile():
+    told = GenerateRequest(prompt="a cat", profile="realtime", num_steps=8, decoder="full", guidance_scale=3.0)
+    resolved = told.resolved(DEFAULTS)
+    assert (resolved.num_steps, resolved.decoder, resolved.guidance_scale) == (8, "full", 3.0)
+    assert resolved.sampler == PROFILES["realtime"].sampler
+    assert resolved.guidance_interval == (0.0, 1.0)
+    silent = GenerateRequest(prompt="a cat", profile="realtime").resolved(DEFAULTS)
+    assert (silent.num_steps, silent.decoder, silent.guidance_scale) == (4, "tiny", 1.0)
+    assert silent.guidance_interval is None  # nothing to guide
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]):
+    with pytest.raises(InvalidValue, match="guidance_interval"):
+        GenerateRequest(prompt="a cat", guidance_interval=interval)
+
+
+def test_an_interval_without_guidance_is_refused():
+    with pytest.raises(InvalidValue, match="guidance_interval.*guidance_scale above 1"):
+        GenerateRequest(prompt="a cat", guidance_interval=(0.0, 0.5), guidance_scale=1.0).resolved(DEFAULTS)
+
+
+def test_balanced_guides_the_first_four_fifths_and_turbo_keeps_deep_layers_every_other_step():
+    balanced, turbo = (
+        StepPlan.of(25, profile.guidance_interval, profile.reuse, True)
+        for profile in (PROFILES["balanced"], PROFILES["turbo"])
+    )
+    assert balanced.guided == (True,) * 20 + (False,) * 5
+    assert all(balanced.deep)
+    assert not balanced.reuses
+    assert (balanced.rows(), balanced.cost(0.05)) == (45, 45)
+    assert turbo.guided == (True,) * 15 + (False,) * 10
+    assert turbo.deep == (True, False) * 12 + (True,)
+    # 8 guided steps and 5 others of 13 deep ones; 7 and 5 of the shallow ones.
+    assert turbo.cost(0.05) == pytest.approx(2 * 8 + 5 + 0.05 * (2 * 7 + 5))
+
+
+@given(
+    st.integers(1, 60),
+    st.floats(0, 0.9),
+    st.floats(0.05, 1.0),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_plans_never_reuse_what_is_not_there(steps: int, start: float, length: float, reuse: int, guidance: bool):
+    plan = StepPlan.of(steps, (start, min(1.0, start + length)), reuse, guidance)
+    assert len(plan.guided) == len(plan.deep) == steps
+    assert plan.deep[0]
+    assert plan.cost(1.0) == plan.rows()
+    assert plan.cost(0.0) <= plan.rows()
+    rows = 0
+    for guided, deep in zip(plan.guided, plan.deep, strict=True):
+        asked = 1 + guided
+        assert deep or asked <= rows  # kept states are of at least the rows that are asked about
+        rows = asked if deep else min(rows, asked)
+    if not guidance:
+        assert not any(plan.guided)
