@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +28,29 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sprites_of_the_package_are_read_once() -> Iterator[None]:
+    """Every run on scenes opens the sheets, which takes longer than its few steps; they never change."""
+    from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
+
+    read = SpriteAtlas.load
+    kept: dict[object, SpriteAtlas] = {}
+
+    def load(
+        folder: Path | None = None, *, styles: Sequence[str] | None = None, slugs: Iterable[str] | None = None
+    ) -> SpriteAtlas:
+        chosen = None if styles is None else tuple(styles), None if slugs is None else frozenset(slugs)
+        if folder not in (None, sample_folder()):
+            return read(folder, styles=chosen[0], slugs=chosen[1])
+        if chosen not in kept:
+            kept[chosen] = read(folder, styles=chosen[0], slugs=chosen[1])
+        return kept[chosen]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpriteAtlas, "load", staticmethod(load))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

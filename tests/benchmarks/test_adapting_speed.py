@@ -102,7 +102,7 @@ def test_both_sides_of_a_job_do_the_same_work(setting: Setting) -> None:
         assert recipe.model.lora is None or recipe.model.lora.rank == 4
         assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (setting.lr, setting.weight_decay)
         assert recipe.objective.min_snr_gamma is None
-        assert (recipe.data.prior is None) == (job.name != "dreambooth")
+        assert (not recipe.data.prior) == (job.name != "dreambooth")
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)

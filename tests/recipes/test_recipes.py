@@ -191,9 +191,13 @@ def own_pictures(recipe: TrainRecipe, folder: Path) -> list[str]:
     if not isinstance(recipe.data, ImageLatentsSpec):
         return []
     assert main(["data", "scenes", "--count", "3", "--output", str(folder)]) == 0
-    assert recipe.data.prior is not None
-    class_pictures = [f"data.prior.folder={folder}"] if recipe.data.prior.folder else ["data.prior.num_pictures=1"]
-    return [f"data.folder={folder}", *class_pictures, "micro_batch_size=2"]
+    turns = 1 + len(recipe.data.prior)
+    assert turns > 1
+    given = []
+    for number, prior in enumerate(recipe.data.prior):
+        at = f"data.prior.{number}" if turns > 2 else "data.prior"
+        given.append(f"{at}.folder={folder}" if prior.folder else f"{at}.num_pictures=1")
+    return [f"data.folder={folder}", *given, f"micro_batch_size={turns}"]
 
 
 def check_latents_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_a_subject_and_its_class_are_trained_watched_and_resumed(recipe: Path, t
 
 def test_class_pictures_are_what_the_model_draws_and_only_missing_ones_are_drawn(recipe: Path, tmp_path: Path):
     read = TrainRecipe.read(recipe, [f"data.prior.folder={tmp_path / 'class'}"])
-    prior: Any = read.data.prior  # type: ignore[union-attr]
+    (prior,) = cast(Any, read.data).prior
     (tmp_path / "class").mkdir()
     own = tmp_path / "class" / "mine.jpg"
     Image.new("RGB", (64, 64), "red").save(own)
@@ -126,7 +126,7 @@ def test_a_class_folder_that_cannot_be_written_is_named(recipe: Path, tmp_path: 
     blocked.write_text("no folder")
     read = TrainRecipe.read(recipe, [f"data.prior.folder={blocked / 'class'}"])
     with pytest.raises(VegaError, match=r"data.prior.folder: .* cannot be written .* name another folder"):
-        fill_class_pictures(read, read.data.prior, 64, torch.device("cpu"))  # type: ignore[union-attr, arg-type]
+        fill_class_pictures(read, read.data.prior[0], 64, torch.device("cpu"))  # type: ignore[union-attr, arg-type]
 
 
 def test_a_preview_is_the_picture_that_generate_draws(recipe: Path, tmp_path: Path):
@@ -240,9 +240,36 @@ def test_frozen_weights_may_be_half_and_adapters_are_not(recipe: Path):
     assert 0 < last["held_out_loss"] < 1
 
 
-def test_pairs_need_an_even_micro_batch(recipe: Path):
-    with pytest.raises(VegaError, match="micro_batch_size: 1 .* even number"):
+def test_micro_batches_hold_all_sources_alike(recipe: Path):
+    with pytest.raises(VegaError, match="micro_batch_size: 1 .* multiple of 2"):
         TrainRecipe.read(recipe, ["micro_batch_size=1"])
+    three = 'data.prior=[{caption="a cat", num_pictures=2}, {folder="f", target="model"}]'
+    with pytest.raises(VegaError, match="micro_batch_size: 2 .* multiple of 3"):
+        TrainRecipe.read(recipe, [three, "micro_batch_size=2", "batch_size=6"])
+    read = TrainRecipe.read(recipe, [three, "micro_batch_size=3", "batch_size=6"])
+    assert [prior.target for prior in cast(Any, read.data).prior] == ["picture", "model"]
+
+
+def test_the_model_before_answers_for_denoisers_alone(recipe: Path):
+    teachers = '[{name="t", base="vega-mini", weights="vega-mini", map="same"}]'
+    teacher = f'objective={{kind="distillation", teachers={teachers}}}'
+    assert TrainRecipe.read(recipe, [teacher]).objective.kind == "distillation"
+    with pytest.raises(VegaError, match="data.prior.target: 'model' .* beside a distillation"):
+        TrainRecipe.read(recipe, [teacher, 'data.prior.target="model"'])
+
+
+def test_a_subject_is_learnt_beside_two_guards(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
+    assert main(["data", "scenes", "--count", "3", "--output", str(tmp_path / "plain")]) == 0
+    guards = f'[{{caption="a cat", num_pictures=2, target="model"}}, {{folder="{tmp_path / "plain"}", target="model"}}]'
+    changes = ["micro_batch_size=3", "batch_size=6", "steps=2", f"data.prior={guards}"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert main(["train", str(recipe), *arguments, "--run-name", "guarded"]) == 0
+    assert read_metrics(RunDirectory("guarded").metrics)[-1]["step"] == 2
+    assert main(["train", str(recipe), *arguments, "--dry-run"]) == 0
+    assert "6 samples" in capsys.readouterr().out
     with pytest.raises(VegaError, match=r"data.max_aspect: 2.0 .* 1.0 \(squares\)"):
         TrainRecipe.read(recipe, ["data.max_aspect=2.0"])
     with pytest.raises(VegaError, match="model.dtype: 'fp16' .* without model.lora"):

@@ -149,9 +149,9 @@ SETTINGS: list[tuple[Script, dict[str, Any], dict[str, Any]]] = [
             "steps": 10,
             "batch_size": 4,
             "micro_batch_size": 4,
-            "data.prior.weight": 0.5,
-            "data.prior.num_pictures": 20,
-            "data.prior.caption": "a photo of a dog",
+            "data.prior.0.weight": 0.5,
+            "data.prior.0.num_pictures": 20,
+            "data.prior.0.caption": "a photo of a dog",
         },
     ),
     (
@@ -211,7 +211,7 @@ def test_settings(script: Script, changes: dict[str, Any], wanted: dict[str, Any
     for path, value in wanted.items():
         found: Any = data
         for key in path.split("."):
-            found = found[key]
+            found = found[int(key) if key.isdigit() and isinstance(found, list) else key]
         assert found == value, path
 
 

@@ -53,6 +53,7 @@ class Job:
 
 _MIX = ("--mix", "recipes/vega-mini-binding-cpu.toml")  # what the model itself was trained on last
 _PLAIN = ("data.prior.folder", "plain", ("--count", "1536", "--seed", "33", *_MIX))
+_PLAIN_TOO = ("data.prior.1.folder", *_PLAIN[1:])
 _CAT = ("data.folder", "cat", ("--count", "5", "--seed", "34", "--subject", SUBJECT))
 JOBS = (
     Job(
@@ -67,12 +68,12 @@ JOBS = (
         (("data.folder", "sketch", ("--count", "512", "--seed", "32", "--filter", "sketch", *_MIX)), _PLAIN),
         style="sketch",
     ),
-    Job("subject-lora", "recipes/vega-mini-subject-lora-cpu.toml", (_CAT,), subject=True),
+    Job("subject-lora", "recipes/vega-mini-subject-lora-cpu.toml", (_CAT, _PLAIN_TOO), subject=True),
     Job(
         "subject-alone",
         "recipes/vega-mini-subject-lora-cpu.toml",
         (_CAT,),
-        ("data.prior=none",),
+        ("data.prior=none", "micro_batch_size=8", "batch_size=16"),  # as many pictures of the subject a step
         subject=True,
         prior=False,
     ),

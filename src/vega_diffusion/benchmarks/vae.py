@@ -212,7 +212,7 @@ def make_bars(
             what="mini family, tiny decoder's pictures against the full one's, fresh scenes",
             measured=psnr,
             unit="dB PSNR",
-            limit=26.0,
+            limit=24.0,
             better="higher",
         ),
         Bar(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from vega_diffusion.data.batches import Batch
-from vega_diffusion.data.paired_samples import prior_rows
 from vega_diffusion.diffusion.parameterisation import PredictionType, convert
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.denoising import Denoising, Question
@@ -23,26 +22,34 @@ class ModelBefore(nn.Module):
         components: The components before anything was added to them.
         by_adapters: They learn by adapters alone: the copies hold the very same weights and take no memory.
         prediction_type: What the U-Net predicts.
+        asked: Of which of the interleaved sources it gives the targets.
     """
 
-    def __init__(self, components: Mapping[str, nn.Module], by_adapters: bool, prediction_type: PredictionType) -> None:
+    def __init__(
+        self,
+        components: Mapping[str, nn.Module],
+        by_adapters: bool,
+        prediction_type: PredictionType,
+        asked: Sequence[bool] = (False, True),
+    ) -> None:
         super().__init__()
         for name, module in components.items():
             # What is in the memo is not copied.
             shared = {id(one): one for one in (*module.parameters(), *module.buffers())} if by_adapters else {}
             self.add_module(name, copy.deepcopy(module, shared).requires_grad_(False))
         self.prediction_type: PredictionType = prediction_type
+        self.asked = tuple(asked)
         self.eval()
 
     @torch.no_grad()
     def answer(self, task: Denoising, question: Question, batch: Batch, rng: PositionRng) -> Question:
-        """Return the question with this model's answers as the targets of the second source's samples.
+        """Return the question with this model's answers as the targets of the sources that it guards.
 
         Where text encoders learn, it reads their captions by its own.
 
         Source: Li and Hoiem 2016, section 3 (arXiv 1606.09282).
         """
-        numbers = prior_rows(rng.positions)
+        numbers = [row for row, position in enumerate(rng.positions) if self.asked[position % len(self.asked)]]
         if not numbers:
             return question
         rows = torch.tensor(numbers, device=question.target.device)

@@ -75,7 +75,7 @@ class Denoising:
         prediction_type: What the network predicts.
         schedule: The noise schedule.
         frozen: `text_encoder` and `text_encoder_2` where the student does not train them.
-        before: Says what is to be predicted for the second source's samples; None leaves it to the data.
+        before: Says what is to be predicted for samples that guard what there was; None leaves it to the data.
 
     Source: Ho et al. 2020, algorithm 1 (arXiv 2006.11239).
     """

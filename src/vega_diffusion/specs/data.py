@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.curation import CurationSpec
@@ -96,10 +96,11 @@ class SceneChecksSpec(StrictSpec):
 class PriorSpec(StrictSpec):
     """Other pictures that a run must go on drawing as it did: of a subject's class, or plain ones beside a style.
 
-    Every other sample is one of them, with size and crop conditions of its own. Where `folder` holds fewer than
-    `num_pictures`, the model before training draws the rest from `caption` with seeds from `seed` on; without `folder`
-    they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the folder's pictures have captions of their own and
-    nothing is drawn. `weight` scales their loss against that of the run's own pictures.
+    Every other sample is one of them (of two priors, every third sample is one of each), with size and crop conditions
+    of its own. Where `folder` holds fewer than `num_pictures`, the model before training draws the rest from `caption`
+    with seeds from `seed` on; without `folder` they are kept in `$VEGA_HOME/class_pictures`. Without `caption` the
+    folder's pictures have captions of their own and nothing is drawn. `weight` scales their loss against that of the
+    run's own pictures.
 
     `target` says what is to be predicted for them: `picture` is what the pictures say, as for all others; `model` is
     what the model before training predicts, so that at first there is nothing to change, and later what has drifted
@@ -156,7 +157,8 @@ class ImageLatentsSpec(StrictSpec):
     caption: str | None = None
     max_pictures: PositiveInt | None = None
     filters: CurationSpec = CurationSpec()
-    prior: PriorSpec | None = None
+    # Not strict: after a validator that comes before, pydantic takes JSON for Python, where a list is no tuple.
+    prior: tuple[PriorSpec, ...] = Field(default=(), strict=False)
     seed: NonNegativeInt = 0
     resolution_px: PositiveInt = 1024
     bucket_step_px: PositiveInt = 64
@@ -167,6 +169,12 @@ class ImageLatentsSpec(StrictSpec):
     variants: PositiveInt = 1
     empty_caption_rate: Fraction = 0.1
     empty_condition: Literal["zeros", "encoded"] = "zeros"
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """Take one table for a list of one."""
+        return () if value is None else value if isinstance(value, list | tuple) else [value]
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
@@ -186,7 +194,7 @@ class ImageLatentsSpec(StrictSpec):
             )
         if self.variants > 1 and not self.augmented:
             raise InvalidValue("data.variants", self.variants, "1 without random crops or flips", "remove it")
-        if self.prior is not None and self.max_aspect != 1.0:
+        if self.prior and self.max_aspect != 1.0:
             raise InvalidValue("data.max_aspect", self.max_aspect, "1.0 (squares) with data.prior", "set it to 1.0")
         return self
 

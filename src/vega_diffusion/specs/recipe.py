@@ -244,11 +244,13 @@ class TrainRecipe(StrictSpec):
     def _check_pictures(self) -> None:
         """Check what holds only where a run has pictures of its own, or adapters."""
         if isinstance(self.data, ImageLatentsSpec):
-            if self.data.prior is not None and self.micro_batch_size % 2:
-                pairs = "an even number with data.prior, whose samples come in pairs"
-                raise InvalidValue("micro_batch_size", self.micro_batch_size, pairs, "change it")
-            if self.data.prior is not None and self.data.prior.target == "model":
-                self._check_model_before()
+            turns = 1 + len(self.data.prior)
+            if self.micro_batch_size % turns:
+                whole = f"a multiple of {turns} with data.prior, whose samples come in turn with the run's own"
+                raise InvalidValue("micro_batch_size", self.micro_batch_size, whole, "change it")
+            guarded = any(prior.target == "model" for prior in self.data.prior)
+            if guarded and self.objective.kind != "denoising":
+                raise InvalidValue("data.prior.target", "model", "picture beside a distillation", "change it")
         elif self.samples.num_held_out:
             raise InvalidValue(
                 "samples.num_held_out", self.samples.num_held_out, "nothing but for image_latents", "remove it"
@@ -257,13 +259,6 @@ class TrainRecipe(StrictSpec):
             raise InvalidValue("model.dtype", "fp16", "fp32 or bf16 without model.lora", "change it")
         if self.channels_last and "unet" not in self.model.train:
             raise InvalidValue("channels_last", True, "false where no U-Net is trained", "remove it")
-
-    def _check_model_before(self) -> None:
-        """Check that the model before training can answer for pictures of `data.prior`."""
-        if self.objective.kind != "denoising":
-            raise InvalidValue("data.prior.target", "model", "picture beside a distillation", "change it")
-        if "unet" not in self.model.train:
-            raise InvalidValue("data.prior.target", "model", "picture where no U-Net is trained", "change it")
 
     def _check_module_names(self) -> None:
         trained = set(self.model.train)

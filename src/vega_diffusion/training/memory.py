@@ -24,7 +24,7 @@ def smaller_micro_batch(recipe: TrainRecipe, size: int, processes: int, error: B
     Raises:
         VegaError: There is none, or other processes would wait for one that does its step again.
     """
-    least = 2 if isinstance(recipe.data, ImageLatentsSpec) and recipe.data.prior is not None else 1
+    least = 1 + len(recipe.data.prior) if isinstance(recipe.data, ImageLatentsSpec) else 1
     smaller = [n for n in range(least, size) if size % n == 0 and n % least == 0]
     said = str(error).splitlines()[0]
     if processes > 1:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vega_diffusion.data.curation import CurationReport, curate
 from vega_diffusion.data.image_latents import ImageLatents, open_buckets
-from vega_diffusion.data.paired_samples import PairedSamples
+from vega_diffusion.data.interleaved_samples import InterleavedSamples
 from vega_diffusion.data.picture_dataset import DatasetPictures
 from vega_diffusion.data.picture_folder import FolderPictures
 from vega_diffusion.data.picture_index import Captioned, Collection, PictureIndex, index_pictures
@@ -23,7 +23,7 @@ from vega_diffusion.data.picture_shards import ShardPictures
 from vega_diffusion.data.tokens import TokenizerPair
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.data import ImageLatentsSpec
+from vega_diffusion.specs.data import ImageLatentsSpec, PriorSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.class_pictures import fill_class_pictures
 from vega_diffusion.training.components import digest
@@ -33,7 +33,7 @@ from vega_diffusion.training.run_directory import vega_home
 
 def open_images(
     recipe: TrainRecipe, data: ImageLatentsSpec, spec: ModelSpec, device: torch.device, frozen: Mapping[str, nn.Module]
-) -> ImageLatents | PairedSamples:
+) -> ImageLatents | InterleavedSamples:
     """Return a collection of pictures as samples, encoding what is not on disk yet; says what was left out.
 
     Raises:
@@ -44,25 +44,33 @@ def open_images(
     if data.bucket_step_px % needed:
         raise InvalidValue("data.bucket_step_px", data.bucket_step_px, f"a multiple of {needed}", "change it")
     encoding = _Encoding(recipe, spec, device, frozen)
-    if data.prior is None:
-        return encoding.samples(data, recipe.micro_batch_size, recipe.samples.num_held_out)
-    of_class = data.model_copy(
+    share = recipe.micro_batch_size // (1 + len(data.prior))
+    if not data.prior:
+        return encoding.samples(data, share, recipe.samples.num_held_out)
+    priors = [_prior_data(recipe, data, prior, device) for prior in data.prior]
+    own = encoding.samples(data, share, recipe.samples.num_held_out)
+    sources = [own, *(encoding.samples(prior, share) for prior in priors)]
+    return InterleavedSamples(sources, [1.0, *(prior.weight for prior in data.prior)])
+
+
+def _prior_data(
+    recipe: TrainRecipe, data: ImageLatentsSpec, prior: PriorSpec, device: torch.device
+) -> ImageLatentsSpec:
+    """Return the pictures of a prior as a run's own are described, after drawing those that it lacks."""
+    return data.model_copy(
         update={
-            "folder": str(fill_class_pictures(recipe, data.prior, data.resolution_px, device)),
-            "caption_column": data.caption_column if data.prior.caption is None else "text",
+            "folder": str(fill_class_pictures(recipe, prior, data.resolution_px, device)),
+            "caption_column": data.caption_column if prior.caption is None else "text",
             "shards": None,
             "dataset": None,
             "dataset_config": None,
             "split": "train",
             "image_column": "image",
-            "caption": data.prior.caption,
-            "max_pictures": data.prior.num_pictures if data.prior.caption else None,
-            "prior": None,
+            "caption": prior.caption,
+            "max_pictures": prior.num_pictures if prior.caption else None,
+            "prior": (),
         }
     )
-    half = recipe.micro_batch_size // 2
-    subject = encoding.samples(data, half, recipe.samples.num_held_out)
-    return PairedSamples(subject, encoding.samples(of_class, half), data.prior.weight)
 
 
 class _Encoding:

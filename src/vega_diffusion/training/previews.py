@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vega_diffusion.data.batches import BatchSource
 from vega_diffusion.data.image_latents import ImageLatents
-from vega_diffusion.data.paired_samples import PairedSamples
+from vega_diffusion.data.interleaved_samples import InterleavedSamples
 from vega_diffusion.data.tokens import TokenizerPair
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.inference.backends.torch_eager import TorchEager
@@ -45,7 +45,7 @@ def previews(recipe: TrainRecipe, spec: ModelSpec, directory: RunDirectory, sour
     vae: Any
     vae, _ = load_vae(recipe, spec)
     tokenizers = load_tokenizers(recipe, spec)
-    pictures = source.sources[0] if isinstance(source, PairedSamples) else source
+    pictures = source.sources[0] if isinstance(source, InterleavedSamples) else source
     prompts = recipe.samples.prompts or _default_prompts(pictures)
     held_out = pictures.held_out if isinstance(pictures, ImageLatents) else None
     frozen = frozen_components(recipe, spec)

@@ -145,11 +145,10 @@ def _data(facts: ResultFacts) -> str:
     lines = [f"{facts.num_pictures:,} pictures of `{place}`, cut to squares of {data['resolution_px']} px."]
     if data.get("caption"):
         lines.append(f'All of them are called "{data["caption"]}".')
-    if data.get("prior"):
-        prior = data["prior"]
-        lines.append(
-            f'Beside them {prior["num_pictures"]:,} pictures of "{prior["caption"]}", weight {prior["weight"]:g}.'
-        )
+    lines += [
+        f'Beside them {prior["num_pictures"]:,} pictures of "{prior["caption"]}", weight {prior["weight"]:g}.'
+        for prior in data.get("prior") or ()
+    ]
     lines.append(f"\nIdentity of the samples: `{facts.data_hash}`.")
     return "\n## Data\n\n" + "\n".join(lines) + "\n"
 

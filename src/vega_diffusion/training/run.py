@@ -15,8 +15,8 @@ from torch import nn
 
 from vega_diffusion.data.batches import BatchSource, LatentSource
 from vega_diffusion.data.image_latents import ImageLatents
+from vega_diffusion.data.interleaved_samples import InterleavedSamples
 from vega_diffusion.data.order import ShuffledOrder
-from vega_diffusion.data.paired_samples import PairedSamples
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.attention import use_training_attention
@@ -156,7 +156,7 @@ def run_recipe(
             warn(f"resuming {directory.name} after step {trainer.step}")
         if accelerator.is_main_process:
             _write_json(directory.recipe, recipe.to_json(indent=1))
-            pictures = source.sources[0] if isinstance(source, PairedSamples) else source
+            pictures = source.sources[0] if isinstance(source, InterleavedSamples) else source
             if isinstance(pictures, ImageLatents) and pictures.report is not None:
                 _write_json(directory.data, json.dumps(pictures.report.to_dict(), indent=1))
         try:
@@ -223,10 +223,11 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
 
 def model_before(recipe: TrainRecipe, spec: ModelSpec, trained: Mapping[str, nn.Module]) -> ModelBefore | None:
     """Return the model as it is now, where it is to answer for the pictures of `data.prior`."""
-    prior = recipe.data.prior if isinstance(recipe.data, ImageLatentsSpec) else None
-    if prior is None or prior.target == "picture":
+    priors = recipe.data.prior if isinstance(recipe.data, ImageLatentsSpec) else ()
+    asked = (False, *(prior.target == "model" for prior in priors))
+    if not any(asked):
         return None
-    return ModelBefore(trained, recipe.model.lora is not None, spec.schedule.prediction_type)
+    return ModelBefore(trained, recipe.model.lora is not None, spec.schedule.prediction_type, asked)
 
 
 def _hold(module: nn.Module, recipe: TrainRecipe) -> None:

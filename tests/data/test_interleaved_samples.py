@@ -1,4 +1,4 @@
-"""Prior preservation: pairs of samples, a weighted mean that is the published loss, conditions of their own."""
+"""Prior preservation: samples in turn, a weighted mean that is the published loss, conditions of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vega_diffusion.data.batches import Batch, SampleKey
-from vega_diffusion.data.paired_samples import PairedSamples
+from vega_diffusion.data.interleaved_samples import InterleavedSamples
 from vega_diffusion.objectives.protocol import Loss
 
 
@@ -31,7 +31,7 @@ class Numbers:
 
 
 def test_samples_alternate_and_keep_what_is_theirs():
-    pairs = PairedSamples(Numbers("a", 0.0), Numbers("b", 100.0), 0.5)
+    pairs = InterleavedSamples([Numbers("a", 0.0), Numbers("b", 100.0)], [1.0, 0.5])
     batch = pairs.load(range(4, 10))
     assert batch.sample_ids == ["a2", "b2", "a3", "b3", "a4", "b4"]
     assert batch.captions == [f"caption {name}" for name in batch.sample_ids]
@@ -44,7 +44,7 @@ def test_samples_alternate_and_keep_what_is_theirs():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_mean_is_the_subjects_loss_and_a_share_of_the_classes(weight: float):
-    batch = PairedSamples(Numbers("a", 0.0), Numbers("b", 100.0), weight).load(range(8))
+    batch = InterleavedSamples([Numbers("a", 0.0), Numbers("b", 100.0)], [1.0, weight]).load(range(8))
     losses = torch.rand(8, generator=torch.Generator().manual_seed(0))
     total = Loss.from_samples(losses * batch.tensors["loss_weight"]).total
     torch.testing.assert_close(total, losses[0::2].mean() + weight * losses[1::2].mean())
@@ -55,5 +55,19 @@ def test_the_mean_is_the_subjects_loss_and_a_share_of_the_classes(weight: float)
 
 
 def test_another_weight_is_another_source():
-    prints = {PairedSamples(Numbers("a", 0), Numbers(name, 0), w).fingerprint() for name in "bc" for w in (0.5, 1.0)}
+    prints = {InterleavedSamples([Numbers("a", 0), Numbers(name, 0)], [1.0, w]).fingerprint() for name in "bc" for w in (0.5, 1.0)}
     assert len(prints) == 4
+
+
+def test_three_sources_take_turns():
+    turns = InterleavedSamples([Numbers("a", 0.0), Numbers("b", 100.0), Numbers("c", 200.0)], [1.0, 0.5, 2.0])
+    batch = turns.load(range(2, 8))
+    assert batch.sample_ids == ["c0", "a1", "b1", "c1", "a2", "b2"]
+    assert batch.tensors["latents"].tolist() == [200, 1, 101, 201, 2, 102]
+    assert batch.tensors["loss_weight"].tolist() == [6.0, 3.0, 1.5, 6.0, 3.0, 1.5]
+    assert [key.key for key in turns.keys(range(2, 8))] == batch.sample_ids
+    losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    batch = turns.load(range(6))
+    total = Loss.from_samples(losses * batch.tensors["loss_weight"]).total
+    wanted = losses[0::3].mean() + 0.5 * losses[1::3].mean() + 2.0 * losses[2::3].mean()
+    torch.testing.assert_close(total, wanted)
