@@ -55,7 +55,8 @@ def test_the_mean_is_the_subjects_loss_and_a_share_of_the_classes(weight: float)
 
 
 def test_another_weight_is_another_source():
-    prints = {InterleavedSamples([Numbers("a", 0), Numbers(name, 0)], [1.0, w]).fingerprint() for name in "bc" for w in (0.5, 1.0)}
+    sources = {name: [Numbers("a", 0), Numbers(name, 0)] for name in "bc"}
+    prints = {InterleavedSamples(pair, [1.0, w]).fingerprint() for pair in sources.values() for w in (0.5, 1.0)}
     assert len(prints) == 4
 
 

@@ -43,7 +43,10 @@ def engine(request: pytest.FixtureRequest, tiny_folder: Path) -> tuple[Engine, i
     return Engine(components), most
 
 
-def drawn(engine: Engine, requests: tuple[GenerateRequest, ...], **options: object) -> dict[tuple[int, int], Image.Image]:
+Drawn = dict[tuple[int, int], Image.Image]
+
+
+def drawn(engine: Engine, requests: tuple[GenerateRequest, ...], **options: object) -> Drawn:
     """Return the pictures of requests drawn together, by request and seed."""
     found = engine.stream_many(requests, **options)  # type: ignore[arg-type]
     return {(number, picture.seed): picture.image for number, picture in found}
@@ -128,7 +131,8 @@ def test_a_cancelled_run_leaves_and_the_others_go_on(engine: tuple[Engine, int])
     ended = list(packer.drain())
     assert [(run is gone, type(why)) for run, why in ended] == [(True, Cancelled), (False, type(None))]
     assert (gone.step, kept.step) == (1, 4)
-    assert difference(ours._finished(job, 0, kept.latents).image, ours.generate(MIXED[0])[0].image) <= most
+    finished = ours._finished(job, 0, kept.latents, job.denoiser.in_use)
+    assert difference(finished.image, ours.generate(MIXED[0])[0].image) <= most
 
 
 def test_requests_under_loras_of_their_own_take_turns(tiny_folder: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The model before training as a target: nothing to learn at first, drift called back, weights below adapters shared."""
+"""The model before training as a target: nothing to learn at first, drift called back, weights shared by adapters."""
 
 from __future__ import annotations
 

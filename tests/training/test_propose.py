@@ -21,7 +21,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
     file = tmp_path / "distill.toml"
     schedule = '[lr_schedule]\nkind = "cosine"\nwarmup_steps = 5\n'
-    file.write_text(recipe_text(teacher_text("one", "mini-sdxl", "first"), steps=6) + schedule)
+    text = recipe_text(teacher_text("one", "mini-sdxl", "first"), steps=6, micro_batch_size=1)
+    file.write_text(text.replace("\nbatch_size = 4", "\nbatch_size = 1") + schedule)
     return file
 
 

@@ -179,10 +179,11 @@ class Engine:
             indices = range(first, min(first + self.max_batch, count))
             with self.adapters.injected(job.loras):
                 latents = denoise(job.denoiser, self._started(job, indices, on_step, is_cancelled))
+                in_use = job.denoiser.in_use  # asked while the U-Net is there
             if self.components.low_memory and indices.stop == count:
                 self.components.release("unet")
             for index, row in zip(indices, latents.split(1), strict=True):
-                yield self._finished(job, index, row)
+                yield self._finished(job, index, row, in_use)
 
     def route_of(self, request: GenerateRequest) -> InUse:
         """Return what would run the U-Net for a request without LoRAs."""
@@ -237,7 +238,7 @@ class Engine:
                 packer.add(Packed(run, denoiser, lora_key(job.loras), partial(self.adapters.injected, job.loras)))
         for run, _ in packer.drain():
             number, index = whose[id(run)]
-            yield number, self._finished(jobs[number], index, run.latents)
+            yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
 
     def check_repeats(
         self, record: PictureRecord, request: GenerateRequest, pictures: Mapping[str, Image.Image] | None = None
@@ -316,7 +317,7 @@ class Engine:
             f"vega benchmark certify --model {self.components.name} --profile {request.profile} measures it",
         )
 
-    def _finished(self, job: _Job, index: int, latents: Tensor) -> GeneratedImage:
+    def _finished(self, job: _Job, index: int, latents: Tensor, in_use: InUse) -> GeneratedImage:
         """Decode an image's clean latents `[1, C, h, w]`, and put down what made it."""
         request = job.request
         assert request.width and request.height, "a resolved request"
@@ -326,7 +327,7 @@ class Engine:
         low = self.components.low_memory
         tile = None if whole else tile_px_for(request.width, request.height, chosen.decoder, low)
         image, warnings = chosen.decode(latents, tile)
-        record = self._record(job, index, chosen.decoder)
+        record = self._record(job, index, chosen.decoder, in_use)
         return GeneratedImage(tensor_to_picture(image), record.request.seed or 0, record, job.warnings + warnings)
 
     def _conditioned(
@@ -419,9 +420,9 @@ class Engine:
         image, _ = choose_vae(self.components, "preview").decode(latents.to(self.components.dtype))
         return tensor_to_picture(image)
 
-    def _record(self, job: _Job, index: int, decoder: Decoder) -> PictureRecord:
+    def _record(self, job: _Job, index: int, decoder: Decoder, in_use: InUse) -> PictureRecord:
         """Return what made image `index`, as a request for that image alone."""
-        request, sources, in_use = job.request, job.sources, job.denoiser.in_use
+        request, sources = job.request, job.sources
         return PictureRecord(
             request=request.model_copy(update={"seed": _seed(request, index), "num_images": 1}),
             model=self.components.name,
