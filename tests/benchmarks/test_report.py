@@ -110,7 +110,7 @@ def test_the_command_writes_its_file_and_ends_with_one_json_line(
 
 
 def test_an_unknown_case_is_one_line_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["speed"]) == 2
+    assert main(["no-such-case"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(case in error for case in CASES)

@@ -13,6 +13,7 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.specs.known_maps import read_map
 from vega_diffusion.specs.lora import LORA_FILE
+from vega_diffusion.training import propose
 from vega_diffusion.training.propose import Budget
 
 
@@ -56,13 +57,19 @@ def test_a_proposal_from_scores_to_trials(
 
 
 def test_trials_may_train_adapters_alone(
-    recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    stretched_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(propose, "RULES", ("first",))  # all of them are tried above
     teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "parameters=0.31", "--recipe", str(recipe)]
     argv += ["--output", str(output), "--samples", "1", "--candidates", "1", "--trial-steps", "1", "--json"]
     assert main([*argv, "--set", "model.lora.rank=2", "--set", "optimizer.lr=1e-2"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {one["name"] for one in report["candidates"]} == {"scores-1", "first"}
     for one in report["candidates"]:
         assert one["recovered_loss"] != one["carved_loss"]
         assert (output / f"trial-{one['name']}/ema/{LORA_FILE}").is_file()
