@@ -210,7 +210,7 @@ def own_pictures(recipe: TrainRecipe, folder: Path) -> list[str]:
     for number, prior in enumerate(recipe.data.prior):
         at = f"data.prior.{number}" if turns > 2 else "data.prior"
         given.append(f"{at}.folder={folder}" if prior.folder else f"{at}.num_pictures=1")
-    return [f"data.folder={folder}", *given, f"micro_batch_size={turns}"]
+    return [f"data.folder={folder}", *given, f"micro_batch_size={turns}", f"batch_size={turns}"]
 
 
 def check_latents_stay(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
