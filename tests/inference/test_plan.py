@@ -43,6 +43,11 @@ def test_what_is_left_out_is_not_counted(components: Components):
     assert work(init_image="x.png", strength=0.4) == pytest.approx(0.4 * whole)
 
 
+def test_a_sampler_of_second_order_evaluates_twice_a_step(components: Components):
+    request = GenerateRequest(prompt="a cat", num_steps=10, guidance_scale=4.0, sampler="heun")
+    assert plan_picture(components, request).num_steps == 19
+
+
 def test_reports_say_what_they_hold(components: Components):
     plan = plan_picture(components, GenerateRequest(prompt="a cat", profile="realtime"))
     assert plan.decoder_gmac is None

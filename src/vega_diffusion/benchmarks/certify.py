@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from vega_diffusion.specs.profile import PROFILES, ProfileName
 
 if TYPE_CHECKING:
     from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.specs.certificate import Certificate
     from vega_diffusion.specs.request import GenerateRequest
 
 SEED = 4_100_000
@@ -48,6 +50,7 @@ def measure(
 
     from vega_diffusion.inference.certificates import keep_certificate
     from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.inference.vae_policy import choose_vae
     from vega_diffusion.specs.certificate import Certificate
 
     if profile == "exact":
@@ -61,14 +64,15 @@ def measure(
     drift = measure_drift(engine, profile, texts)
     judged = _judged(model, profile, processes) if ruler else {}
     parts = engine.components
-    in_use = engine.route_of(_request(texts[0], 0, profile).resolved(parts.spec.generation))
+    asked = _request(texts[0], 0, profile).resolved(parts.spec.generation)
+    in_use = engine.route_of(asked)
     certificate = Certificate(
         profile=profile,
         model=model if not Path(model).is_dir() else Path(model).resolve().name,
         model_digest=parts.digest,
         backend=in_use.backend,
         precision=in_use.precision,
-        decoder=engine.generate(_request(texts[0], 0, profile))[0].record.decoder,
+        decoder=choose_vae(parts, "final", asked.decoder).decoder,
         hardware=describe_hardware().name,
         threads=torch.get_num_threads(),
         exact_s=summarise(timings["exact"])["median_s"],
@@ -153,11 +157,8 @@ def _judged(model: str, profile: ProfileName, processes: int) -> dict[str, float
     }
 
 
-def _bars(certificate: object) -> list[Bar]:
+def _bars(certificate: Certificate) -> list[Bar]:
     """Return the goals of a profile that has some."""
-    from vega_diffusion.specs.certificate import Certificate
-
-    assert isinstance(certificate, Certificate)
     bars, name = [], certificate.profile
     if name in FOLLOWING and certificate.following_low is not None:
         bars.append(
@@ -191,7 +192,7 @@ def _request(text: str, seed: int, profile: str) -> GenerateRequest:
     return GenerateRequest.from_dict({"prompt": text, "seed": seed, "profile": profile})
 
 
-def _drawing(engine: Engine, profile: str, texts: list[str]):
+def _drawing(engine: Engine, profile: str, texts: list[str]) -> Callable[[int], None]:
     """Return what draws picture i by a profile, its prompt encoded before."""
 
     def draw(index: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vega_diffusion.errors import VegaError
+from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
 from vega_diffusion.inference.backends.calibration import record_questions
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
@@ -56,6 +56,7 @@ CALIBRATION_PROMPTS = (
     "mountains at sunrise, wide view, highly detailed",
 )
 _PREVIEW_LATENT_CELLS = 32
+GUIDED_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -216,15 +217,18 @@ class Engine:
             requests: What to draw.
             max_rows: Most rows of one evaluation; an image is one row, and two while it is guided.
             pictures: As for `stream`.
-            fixed_rows: Fill every evaluation up to `max_rows`, so that an image is the same bits in any company,
-                alone with the same `max_rows` included.
+            fixed_rows: Fill every evaluation up to `max_rows`, so that kernels never change: an image is then the same
+                bits in any company, alone with the same `max_rows` included, where kernels treat equal rows alike.
 
         Yields:
             Each image as soon as it is done, with the number of its request.
 
         Raises:
             VegaError: As `stream`; before anything is drawn where a request does not suit the model.
+            InvalidValue: `max_rows` holds no guided image.
         """
+        if max_rows < GUIDED_ROWS:
+            raise InvalidValue("max_rows", max_rows, f"{GUIDED_ROWS} or more, as a guided image takes", "raise it")
         jobs = [self._job(request, pictures or {}) for request in requests]
         packer, whose = Packer(max_rows), {}
         filled: dict[int, Denoiser] = {}
@@ -273,6 +277,10 @@ class Engine:
         self.adapters.check(request.loras, dict(zip(record.request.loras, record.loras_sha256, strict=False)))
         here = {"device": self.components.device.type, "torch": version("torch")}
         there = {"device": record.device, "torch": record.software.get("torch", "?")}
+        if request.profile not in (None, "exact"):
+            in_use = self.route_of(request)
+            here["backend"] = f"{in_use.backend} {in_use.precision}"
+            there["backend"] = f"{record.backend} {record.precision}"
         return tuple(
             f"{key} was {there[key]} and is {here[key]}: single pixels may differ"
             for key in here

@@ -14,6 +14,8 @@ import torch
 from vega_diffusion.inference.backends.protocol import Question
 from vega_diffusion.inference.backends.split import FullGraph, ShallowGraph, deep_shape
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.samplers import make_scheduler, set_steps
+from vega_diffusion.inference.start import remaining_timesteps
 from vega_diffusion.models.autoencoder import build_autoencoder
 from vega_diffusion.models.measure import count_macs
 from vega_diffusion.models.unet import build_unet
@@ -78,8 +80,10 @@ def plan_picture(components: Components, request: GenerateRequest) -> PicturePla
     spec = components.spec
     resolved = request.resolved(spec.generation, None)
     assert resolved.width and resolved.height and resolved.num_steps, "a resolved request"
-    share = 1.0 if resolved.strength is None else resolved.strength
-    steps = max(1, int(resolved.num_steps * share))
+    assert resolved.sampler is not None, "a resolved request"
+    scheduler = make_scheduler(resolved.sampler, components.scheduler_config)
+    set_steps(scheduler, resolved.sampler, resolved.num_steps, "cpu")
+    steps = len(remaining_timesteps(scheduler, resolved.num_steps, resolved.strength))
     down = spec.autoencoder.downscale
     cells = resolved.height // down, resolved.width // down
     deep, shallow = unet_depths(spec.unet.to_json(), *cells)

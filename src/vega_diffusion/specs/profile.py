@@ -17,14 +17,15 @@ from vega_diffusion.specs.base import Spec
 ProfileName = Literal["exact", "balanced", "turbo", "realtime"]
 Decoder = Literal["full", "tiny"]
 Backend = Literal["torch", "torch-compiled", "openvino"]
-Precision = Literal["own", "fp32", "bf16", "fp16", "int8", "int8-weights"]
+# fp16 is for accelerators; int8 quantises weights and activations, int8-weights the weights alone.
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
 
 
 class Route(Spec):
     """A backend and the precision of its U-Net; `own` is the dtype that the engine was loaded with."""
 
     backend: Backend
-    precision: Precision
+    precision: Precision | Literal["own"]
 
     def __str__(self) -> str:
         return f"{self.backend} {self.precision}"

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vega_diffusion.specs.profile import Backend, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Backend = Literal["torch", "torch-compiled", "openvino"]
-# fp16 is for accelerators; int8 quantises weights and activations, int8-weights the weights alone.
-Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
 
 
 @dataclass(frozen=True)
