@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from vega_diffusion.models.autoencoder import build_autoencoder
 from vega_diffusion.models.export import ModelParts, save_model
@@ -16,6 +18,16 @@ from vega_diffusion.models.tokenizer import byte_tokenizer
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.presets import preset
+
+# What `--set` turns a recipe into for a run of seconds.
+TWO_STEPS = (
+    "steps=2",
+    "batch_size=2",
+    "micro_batch_size=1",
+    "save_every=2",
+    "log_every=1",
+    "lr_schedule.warmup_steps=1",
+)
 
 
 def write_folder(spec: ModelSpec, folder: Path) -> Path:
@@ -33,6 +45,21 @@ def write_folder(spec: ModelSpec, folder: Path) -> Path:
     )
     save_model(folder, spec, parts, precisions=("fp32",))
     return folder
+
+
+def small_autoencoder(seed: int = 0, **config: object) -> Any:
+    """An `AutoencoderKL` of 16 px pictures and 8 x 8 latents of two channels, with random weights."""
+    torch.manual_seed(seed)
+    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
+    return build(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=2,
+        sample_size=16,
+        **config,
+    )
 
 
 def tiny(**unet: object) -> ModelSpec:

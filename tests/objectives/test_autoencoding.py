@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
+from tiny_models import small_autoencoder
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.autoencoding import (
@@ -25,16 +25,7 @@ from vega_diffusion.specs.objective import AutoencodingSpec
 
 @pytest.fixture
 def vae():
-    torch.manual_seed(0)
-    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
-    return build(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=2,
-        sample_size=16,
-    )
+    return small_autoencoder()
 
 
 def student(vae):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from tiny_models import small_autoencoder
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.models.autoencoder import build_tiny_autoencoder
@@ -28,17 +28,7 @@ WEIGHTS = ("teacher_weight", "picture_weight", "l1_weight", "l2_weight", "edge_w
 
 @pytest.fixture
 def vae() -> Any:
-    torch.manual_seed(0)
-    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
-    return build(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=2,
-        sample_size=16,
-        scaling_factor=0.5,
-    ).requires_grad_(False)
+    return small_autoencoder(scaling_factor=0.5).requires_grad_(False)
 
 
 class Answers(nn.Module):

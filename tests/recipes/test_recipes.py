@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tiny_models import TWO_STEPS
 from vega_diffusion.cli.main import main
 from vega_diffusion.data.scene_stream import scene_stream
 from vega_diffusion.data.scenes.scene import STYLES
@@ -70,12 +71,7 @@ QUICK = (
     "vega-mini-subject-lora-cpu",
 )
 SMALL = (
-    "steps=2",
-    "batch_size=2",
-    "micro_batch_size=1",
-    "save_every=2",
-    "log_every=1",
-    "lr_schedule.warmup_steps=1",
+    *TWO_STEPS,
     "compile=[]",
 )
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+from tiny_models import small_autoencoder
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.autoencoding import Autoencoding
@@ -57,17 +57,7 @@ def tiny_recipe(**changes: Any) -> TrainRecipe:
 
 
 def tiny_student(recipe: TrainRecipe) -> Student:
-    torch.manual_seed(7)
-    build: Any = AutoencoderKL  # diffusers types tuples of any length as tuples of one
-    vae = build(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        latent_channels=2,
-        sample_size=16,
-        mid_block_add_attention=False,
-    )
+    vae = small_autoencoder(seed=7, mid_block_add_attention=False)
     return Student({"vae": vae}, freeze=recipe.model.freeze, freeze_after=recipe.model.freeze_after)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tiny_models import TWO_STEPS
 from vega_diffusion.cli.main import main
 from vega_diffusion.inference.components import Components
 from vega_diffusion.models.digest import model_digest
@@ -18,21 +19,13 @@ from vega_diffusion.specs.recipe import TrainRecipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/tiny-autoencoder-mini-cpu.toml"
-SMALL = (
-    "steps=2",
-    "batch_size=2",
-    "micro_batch_size=1",
-    "save_every=2",
-    "log_every=1",
-    "lr_schedule.warmup_steps=1",
-)
 
 
 def test_it_is_trained_and_put_beside_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path))
-    changes = [part for change in SMALL for part in ("--set", change)]
+    changes = [part for change in TWO_STEPS for part in ("--set", change)]
     assert main(["train", str(RECIPE), "--run-name", "run", *changes]) == 0, capsys.readouterr().err
     trained = load_file(tmp_path / "runs/run/ema/vae_tiny/diffusion_pytorch_model.safetensors")
     assert not (tmp_path / "runs/run/ema/vae").exists(), "the full one does not learn"
