@@ -11,6 +11,7 @@ from vega_diffusion.inference.certificates import find_certificate, keep_certifi
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.engine import Engine
 from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.specs.request import GenerateRequest
 
 MADE = Certificate(
@@ -88,7 +89,9 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
         keep_certificate(MADE, tmp_path)
 
 
-def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path):
+def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    torch_alone = PROFILES["turbo"].model_copy(update={"routes": PROFILES["turbo"].routes[-1:]})  # converts nothing
+    monkeypatch.setitem(PROFILES, "turbo", torch_alone)
     engine = Engine(Components.open(str(tiny_folder), "cpu", "float32", None))
     request = GenerateRequest(prompt="a cat", num_steps=2, seed=1, profile="turbo")
     (picture,) = engine.generate(request)
