@@ -19,7 +19,7 @@ from vega_diffusion import Engine, GenerateRequest
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Cancelled
-from vega_diffusion.inference.engine import Progress
+from vega_diffusion.inference.images import Progress
 from vega_diffusion.inference.samplers import make_scheduler
 from vega_diffusion.specs.request import SAMPLERS
 

@@ -17,8 +17,9 @@ from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.errors import UnreadableModel, VegaError
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.pictures import decode_latents
+from vega_diffusion.inference.rules import TILE_PX, tile_px_for
 from vega_diffusion.inference.tiles import tile_starts
-from vega_diffusion.inference.vae_policy import TILE_PX, choose_vae, load_tiny, tile_px_for
+from vega_diffusion.inference.vae_policy import choose_vae
 from vega_diffusion.models.autoencoder import build_tiny_autoencoder
 from vega_diffusion.specs.tiny_autoencoder import TAESD, TinyAutoencoderSpec
 
@@ -65,7 +66,7 @@ def test_the_tiny_one_serves_previews_and_drafts_the_full_one_finals(parts: Comp
         "final": "full",
     }
     assert chosen["final"].vae is parts.vae()
-    assert chosen["draft"].vae is load_tiny(parts) is parts.tiny_vae()
+    assert chosen["draft"].vae is parts.tiny_vae()
     assert all(one.warnings == () for one in chosen.values())
     assert choose_vae(parts, "final", decoder="tiny").decoder == "tiny", "a profile may say otherwise"
     assert choose_vae(parts, "preview", decoder="full").decoder == "full"
@@ -73,7 +74,7 @@ def test_the_tiny_one_serves_previews_and_drafts_the_full_one_finals(parts: Comp
 
 def test_a_model_without_one_is_decoded_by_the_full_one_and_says_so_once_it_matters(tiny_folder: Path) -> None:
     parts = Components.open(str(tiny_folder), "cpu", "float32", False)
-    assert load_tiny(parts) is None
+    assert parts.tiny_vae() is None
     preview, draft = choose_vae(parts, "preview"), choose_vae(parts, "draft")
     assert (preview.decoder, draft.decoder) == ("full", "full")
     assert preview.warnings == ()
@@ -89,7 +90,7 @@ def test_a_folder_such_as_taesdxl_may_be_named(
     other = Components.open(str(tiny_folder), "cpu", "bfloat16", False)
     named = choose_vae(other, "preview", tiny=str(taesd))
     assert (named.decoder, named.vae.dtype) == ("tiny", torch.bfloat16)
-    assert load_tiny(other, str(taesd)) is named.vae, "it is read once"
+    assert other.tiny_vae(str(taesd)) is named.vae, "it is read once"
     digest = other.tiny_digest(str(taesd))
     assert other.tiny_digest() is None
     assert len({digest, parts.tiny_digest(), parts.digest, None}) == 4

@@ -102,12 +102,12 @@ def test_long_prompts_take_several_blocks_and_negatives_follow(tiny_folder: Path
     long = GenerateRequest(
         prompt="a cat, " * 20, negative_prompt="blurry", prompt_syntax="weighted", num_steps=1, guidance_scale=3, seed=1
     )
-    resolved = long.resolved(engine.components.spec.generation)
-    prompt, guidance, warnings = engine._conditioned(resolved, ())
+    job = engine._job(long, {})
+    prompt, guidance = job.prompt, job.guidance
     assert prompt.prompt_embeds.shape[1] == 2 * 77
     assert guidance.negative is not None
     assert guidance.negative.prompt_embeds.shape[1] == 2 * 77
-    assert warnings == ()
+    assert job.warnings == ()
     (drawn,) = engine.generate(long)
     assert drawn.image.size == (64, 64)
 

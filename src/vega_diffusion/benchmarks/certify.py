@@ -50,7 +50,7 @@ def measure(
 
     from vega_diffusion.inference.certificates import keep_certificate
     from vega_diffusion.inference.engine import Engine
-    from vega_diffusion.inference.vae_policy import choose_vae
+    from vega_diffusion.inference.vae_policy import decoder_there
     from vega_diffusion.specs.certificate import Certificate
 
     if profile == "exact":
@@ -72,7 +72,7 @@ def measure(
         model_digest=parts.digest,
         backend=in_use.backend,
         precision=in_use.precision,
-        decoder=choose_vae(parts, "final", asked.decoder).decoder,
+        decoder=decoder_there(parts, asked.decoder),
         hardware=describe_hardware().name,
         threads=torch.get_num_threads(),
         exact_s=summarise(timings["exact"])["median_s"],
@@ -116,7 +116,6 @@ def measure_drift(engine: Engine, profile: ProfileName, texts: list[str]) -> dic
 
     from vega_diffusion.benchmarks.autoencoder import psnr_db
     from vega_diffusion.benchmarks.similarity import ssim
-    from vega_diffusion.inference.vae_policy import choose_vae
 
     found: dict[str, list[float]] = {"latent_cosine": [], "psnr_db": [], "ssim": []}
     for number, text in enumerate(texts):
@@ -124,8 +123,7 @@ def measure_drift(engine: Engine, profile: ProfileName, texts: list[str]) -> dic
         for name in ("exact", profile):
             request = _request(text, SEED + number, name)
             (clean,) = engine.latents(request)
-            decoder = request.resolved(engine.components.spec.generation).decoder
-            image, _ = choose_vae(engine.components, "final", decoder).decode(clean)
+            image = engine.decode(request, clean)
             latents.append(clean.float().flatten())
             images.append(image.float().clamp(-1, 1))
         found["latent_cosine"].append(float(torch.cosine_similarity(*latents, dim=0)))

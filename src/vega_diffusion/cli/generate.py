@@ -18,7 +18,10 @@ from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from vega_diffusion.inference.engine import Engine, Progress
+    from collections.abc import Iterator
+
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.inference.images import GeneratedImage, Progress
     from vega_diffusion.inference.metadata import PictureRecord
 
 DEFAULT_MODEL = "vega-mini"
@@ -225,27 +228,15 @@ class Targets:
 def _draw(job: Job, targets: Targets, as_json: bool) -> int:
     """Load the model, draw, write each picture as soon as it is done, print its path."""
     began = time.perf_counter()
-    # Their notices about optional packages are of no use to someone who wants a picture.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from vega_diffusion.inference.engine import Engine
     from vega_diffusion.inference.metadata import write_png
     from vega_diffusion.inference.samplers import public_name
 
-    engine = Engine.load(job.model, job.device, job.dtype)
-    _choose_threads(engine, job.request)
-    warnings = () if job.record is None else engine.check_repeats(job.record, job.request)
     paths: list[str] = []
     seeds: list[int] = []
-    said: set[str] = set()
     with _Bar() as bar:
-        for warning in warnings:
-            bar.say(f"warning: {warning}")
-        for picture in engine.stream(job.request, bar.on_step):
+        for picture in _pictures(job, bar):
             for warning in picture.warnings:
-                if warning not in said:
-                    bar.say(f"warning: {warning}")
-                    said.add(warning)
+                bar.warn(warning)
             path = targets.path(picture.seed)
             write_png(picture.image, path, picture.record, public_name(picture.record.request.sampler or ""))
             paths.append(str(path))
@@ -255,6 +246,51 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
         seconds = round(time.perf_counter() - began, 3)
         print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
     return 0
+
+
+def _pictures(job: Job, bar: _Bar) -> Iterator[GeneratedImage]:
+    """Draw a job's pictures: without torch where all that it takes is kept, else by the engine."""
+    from vega_diffusion.inference.backends.faults import BackendFault
+    from vega_diffusion.inference.lean.engine import LeanEngine, unsuited
+
+    if job.record is None and unsuited(job.request, job.device, job.dtype) is None:
+        lean, drawn = LeanEngine.open(job.model, job.request), 0
+        if lean is not None:
+            try:
+                for picture in lean.stream(job.request, bar.on_step):
+                    drawn += 1
+                    yield picture
+                return
+            except BackendFault as fault:
+                if drawn:
+                    raise
+                bar.warn(f"{fault.route}: {fault.fault.value}; going on with torch")
+    yield from _engine_pictures(job, bar)
+
+
+def _engine_pictures(job: Job, bar: _Bar) -> Iterator[GeneratedImage]:
+    """Draw a job's pictures by the engine, and leave what the next command may draw from without torch."""
+    # Their notices about optional packages are of no use to someone who wants a picture.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from vega_diffusion.inference.bundles import keep_for_next_time
+    from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.inference.lean.engine import unsuited
+
+    engine = Engine.load(job.model, job.device, job.dtype)
+    default_threads = _choose_threads(engine, job.request)
+    if job.record is not None:
+        for warning in engine.check_repeats(job.record, job.request):
+            bar.warn(warning)
+    picture: GeneratedImage | None = None
+    for picture in engine.stream(job.request, bar.on_step):
+        yield picture
+    assert picture is not None, "a request has one picture or more"
+    drawn = picture.record
+    if drawn.backend == "openvino" and unsuited(drawn.request, job.device, job.dtype) is None:
+        reason = keep_for_next_time(engine.components, drawn.request, default_threads)
+        if reason is not None:
+            bar.warn(f"the next picture starts no sooner: {reason}")
 
 
 def _print_plan(job: Job, as_json: bool) -> int:
@@ -270,17 +306,22 @@ def _print_plan(job: Job, as_json: bool) -> int:
     return 0
 
 
-def _choose_threads(engine: Engine, request: GenerateRequest) -> None:
+def _choose_threads(engine: Engine, request: GenerateRequest) -> int:
     """Use one thread where more only wait for one another, unless OMP_NUM_THREADS says otherwise.
 
     The number of threads belongs to the process, so the command sets it, not the engine.
+
+    Returns:
+        How many torch takes by itself.
     """
+    import torch
+
+    default = torch.get_num_threads()
     defaults = engine.components.spec.generation
     size = request.width or defaults.width, request.height or defaults.height
     if "OMP_NUM_THREADS" not in os.environ and engine.components.is_small_work(*size):
-        import torch
-
         torch.set_num_threads(1)
+    return default
 
 
 class _Bar:
@@ -290,6 +331,7 @@ class _Bar:
         from tqdm import tqdm
 
         self._bar = tqdm(unit="step", file=sys.stderr, leave=False, disable=None, delay=0.5)
+        self._said: set[str] = set()
 
     def __enter__(self) -> _Bar:
         return self
@@ -304,6 +346,8 @@ class _Bar:
             self._bar.reset(progress.num_steps)
         self._bar.update()
 
-    def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
-        self._bar.write(line, file=sys.stderr)
+    def warn(self, line: str) -> None:
+        """Print a warning without tearing the bar, once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._bar.write(f"warning: {line}", file=sys.stderr)

@@ -18,9 +18,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from transformers import CLIPTokenizer
 
 from vega_diffusion.errors import InvalidValue, Unavailable, UnreadableModel
 from vega_diffusion.inference.prompts import TextStack
+from vega_diffusion.inference.rules import is_small_work
 from vega_diffusion.models.checkpoint import (
     load_autoencoder,
     load_scheduler_config,
@@ -35,6 +37,7 @@ from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import TOKENIZERS, VAE_TINY, WEIGHT_STEMS, find_weights, read_json, weights_in
 from vega_diffusion.models.tiny_folder import find_tiny, tiny_home
 from vega_diffusion.specs.architecture import ModelSpec
+from vega_diffusion.specs.tiny_autoencoder import TinyAutoencoderSpec
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DTYPES: dict[str, torch.dtype] = {
@@ -42,10 +45,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Below this many parameters, and latent cells, a U-Net call is too short to share between cores: on two busy ones, two
-# threads took 22 s for a picture that one thread draws in 1.7 s; on idle ones they gain little.
-_SMALL_PARAMETERS = 50_000_000
-_SMALL_CELLS = 32 * 32
 # Above this many parameters a CPU runs in bfloat16: float32 would take twice the memory and time.
 _LARGE_PARAMETERS = 300_000_000
 
@@ -163,6 +162,10 @@ class Components:
         """Return tokenizers and text encoders."""
         return self._part("text", self._load_text)
 
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        """Return the tokenizers, first and second."""
+        return self._part("tokenizers", lambda: [load_tokenizer(self.folder, name) for name in TOKENIZERS])
+
     def unet(self) -> UNet2DConditionModel:
         """Return the U-Net."""
         return self._part("unet", lambda: self._settle(load_unet(self.folder, self.spec.unet, self.dtype)))
@@ -212,8 +215,7 @@ class Components:
     def is_small_work(self, width: int, height: int) -> bool:
         """Return whether one CPU thread draws a picture of this size, in pixels, as well as several."""
         cells = width * height // self.spec.autoencoder.downscale**2
-        on_cpu = self.device.type == "cpu"
-        return on_cpu and self.unet_parameters <= _SMALL_PARAMETERS and cells <= _SMALL_CELLS
+        return self.device.type == "cpu" and is_small_work(self.unet_parameters, cells)
 
     def release(self, part: str) -> None:
         """Drop a part (`text`, `unet`, `vae`); it is read again when it is needed again."""
@@ -234,6 +236,14 @@ class Components:
         return module.to(self.device).eval().requires_grad_(False)
 
     def _load_tiny(self, home: Path) -> AutoencoderTiny:
+        return self._settle(load_tiny_autoencoder(home, self.tiny_spec(home), self.dtype))
+
+    def tiny_spec(self, home: Path) -> TinyAutoencoderSpec:
+        """Return the architecture of the tiny autoencoder in a folder.
+
+        Raises:
+            UnreadableModel: It is not readable, or made for latents of another shape.
+        """
         where = home / "config.json"
         spec, full = tiny_autoencoder_spec(read_json(where), str(where)), self.spec.autoencoder
         if (spec.latent_channels, spec.downscale) != (full.latent_channels, full.downscale):
@@ -241,13 +251,13 @@ class Components:
                 f"{where}: latents of {spec.latent_channels} channels, {spec.downscale} px a cell; allowed: "
                 f"{full.latent_channels} channels, {full.downscale} px, as {self.name} has; name one made for it"
             )
-        return self._settle(load_tiny_autoencoder(home, spec, self.dtype))
+        return spec
 
     def _load_text(self) -> TextStack:
         first, second = self.spec.text_encoder, self.spec.text_encoder_2
         assert second is not None, "checked in open"
         return TextStack(
-            [load_tokenizer(self.folder, name) for name in TOKENIZERS],
+            self.tokenizers(),
             [
                 self._settle(load_text_encoder(self.folder, "text_encoder", first, self.dtype)),
                 self._settle(load_text_encoder(self.folder, "text_encoder_2", second, self.dtype)),

@@ -26,14 +26,17 @@ from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import find_certificate
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, StepState, denoise
+from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
+from vega_diffusion.inference.lines import not_certified
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.packing import FixedRows, Packed, Packer
 from vega_diffusion.inference.pictures import tensor_to_picture
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
-from vega_diffusion.inference.routes import Routes
+from vega_diffusion.inference.routes import Opened, Routes
+from vega_diffusion.inference.rules import tile_px_for
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import Sources, remaining_timesteps, starting_latents
-from vega_diffusion.inference.vae_policy import choose_vae, tile_px_for
+from vega_diffusion.inference.vae_policy import choose_vae, decoder_there
 from vega_diffusion.inference.weighting import encode_weighted, padded
 from vega_diffusion.specs.certificate import Certificate
 from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
@@ -59,41 +62,6 @@ _PREVIEW_LATENT_CELLS = 32
 GUIDED_ROWS = 2
 
 
-@dataclass(frozen=True)
-class GeneratedImage:
-    """One picture and everything that made it.
-
-    Attributes:
-        image: The picture.
-        seed: Its own seed: the request's plus its index.
-        record: For the PNG's metadata.
-        warnings: Lines the user should see.
-    """
-
-    image: Image.Image
-    seed: int
-    record: PictureRecord
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a progress callback gets after every step.
-
-    Attributes:
-        image_index: Which image of the request, from 0.
-        step: Steps done.
-        num_steps: Steps in all.
-        preview: Call it for a PIL picture of the present state, at most 256 px a side (costs a small decode).
-    """
-
-    image_index: int
-    step: int
-    num_steps: int
-    preview: Callable[[], Image.Image]
-
-
-OnStep = Callable[[Progress], None]
 IsCancelled = Callable[[], bool]
 
 
@@ -106,8 +74,13 @@ class _Job:
     loras: tuple[LoadedLora, ...]
     prompt: Conditioning
     guidance: Guidance
-    denoiser: Denoiser
+    opened: Opened
     warnings: tuple[str, ...]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The U-Net."""
+        return self.opened.denoiser
 
 
 class Engine:
@@ -292,16 +265,16 @@ class Engine:
         sources = Sources.open(request, pictures)
         resolved = request.resolved(self.components.spec.generation, sources.size)
         loras = self.adapters.load(resolved.loras)
-        with self.adapters.injected(loras):
-            prompt, guidance, warnings = self._conditioned(resolved, loras)
         opened = self.routes.open(PROFILES[resolved.profile or "exact"], loras)
-        warnings += opened.warnings + self._uncertified(resolved, opened.denoiser)
-        return _Job(resolved, sources, loras, prompt, guidance, opened.denoiser, warnings)
+        with self.adapters.injected(loras):
+            prompt, guidance, warnings = self._conditioned(resolved, loras, opened)
+        warnings += opened.said() + self._uncertified(resolved, opened.denoiser)
+        return _Job(resolved, sources, loras, prompt, guidance, opened, warnings)
 
     def certificate(self, request: GenerateRequest, denoiser: Denoiser) -> Certificate | None:
         """Return what is known of a resolved request's profile for these weights as this U-Net runs them."""
-        in_use, decoder = denoiser.in_use, choose_vae(self.components, "final", request.decoder).decoder
-        parts, profile = self.components, request.profile or "exact"
+        parts, in_use, profile = self.components, denoiser.in_use, request.profile or "exact"
+        decoder = decoder_there(parts, request.decoder)
         return find_certificate(parts.folder, parts.digest, profile, in_use.backend, in_use.precision, decoder)
 
     def _calibration_questions(self, count: int) -> list[Question]:
@@ -320,66 +293,82 @@ class Engine:
         if request.profile == "exact" or self.certificate(request, denoiser) is not None:
             return ()
         in_use = denoiser.in_use
-        return (
-            f"profile {request.profile}: not certified for these weights on {in_use.backend} {in_use.precision}; "
-            f"vega benchmark certify --model {self.components.name} --profile {request.profile} measures it",
-        )
+        profile = request.profile or "exact"
+        return (not_certified(profile, in_use.backend, in_use.precision, self.components.name),)
+
+    def decode(self, request: GenerateRequest, latents: Tensor) -> Tensor:
+        """Return the image `[1, 3, H, W]`, in about -1..1, of clean latents `[1, C, h, w]` as `stream` would decode it.
+
+        Raises:
+            VegaError: As `stream`.
+        """
+        return self._decoded(self._job(request, {}), latents)[0]
 
     def _finished(self, job: _Job, index: int, latents: Tensor, in_use: InUse) -> GeneratedImage:
         """Decode an image's clean latents `[1, C, h, w]`, and put down what made it."""
+        image, decoder, warnings = self._decoded(job, latents)
+        record = self._record(job, index, decoder, in_use)
+        return GeneratedImage(tensor_to_picture(image), record.request.seed or 0, record, job.warnings + warnings)
+
+    def _decoded(self, job: _Job, latents: Tensor) -> tuple[Tensor, Decoder, tuple[str, ...]]:
+        """Return the image of clean latents, which autoencoder it is from, and lines that the user should see."""
         request = job.request
         assert request.width and request.height, "a resolved request"
-        chosen = choose_vae(self.components, "final", request.decoder)
+        chosen = choose_vae(job.opened.parts or self.components, "final", request.decoder)
         # Only what is exactly diffusers' is decoded whole at any size, for as long as there is memory.
         whole = request.profile == "exact" and not self.components.low_memory
         low = self.components.low_memory
         tile = None if whole else tile_px_for(request.width, request.height, chosen.decoder, low)
         image, warnings = chosen.decode(latents, tile)
-        record = self._record(job, index, chosen.decoder, in_use)
-        return GeneratedImage(tensor_to_picture(image), record.request.seed or 0, record, job.warnings + warnings)
+        return image, chosen.decoder, warnings + job.opened.said()
 
     def _conditioned(
-        self, request: GenerateRequest, loras: tuple[LoadedLora, ...]
+        self, request: GenerateRequest, loras: tuple[LoadedLora, ...], opened: Opened
     ) -> tuple[Conditioning, Guidance, tuple[str, ...]]:
         """Encode the prompts of a resolved request: its row, its guidance, and warnings."""
         assert request.guidance_scale is not None, "a resolved request"
-        prompt = self._encoded(request.prompt, request.prompt_syntax, "prompt", loras)
+        encoded = partial(self._encoded, loras=loras, opened=opened)
+        prompt = encoded(request.prompt, request.prompt_syntax, "prompt")
         negative: EncodedText | None = None
         # U-Nets distilled to take the scale as an input do their own guidance.
         if request.guidance_scale > 1 and self.components.spec.unet.time_cond_proj_dim is None:
             if request.negative_prompt is not None:
-                negative = self._encoded(request.negative_prompt, request.prompt_syntax, "negative_prompt", loras)
+                negative = encoded(request.negative_prompt, request.prompt_syntax, "negative_prompt")
             elif self.components.spec.force_zeros_for_empty_prompt:
                 negative = prompt.zeros()
             else:
-                negative = self._encoded("", "plain", "negative_prompt", loras)
-            prompt, negative = self._equally_long(prompt, negative, loras)
+                negative = encoded("", "plain", "negative_prompt")
+            if prompt.prompt_embeds.shape[1] != negative.prompt_embeds.shape[1]:  # weighted ones
+                empty = encoded("", "plain", "prompt")
+                length = max(prompt.prompt_embeds.shape[1], negative.prompt_embeds.shape[1])
+                prompt, negative = padded(prompt, length, empty), padded(negative, length, empty)
         if self.components.low_memory:
             self.components.release("text")
+            if opened.parts is not None:
+                opened.parts.release_text()
         sizes = time_ids(request, self.components.dtype, self.components.device)
         guidance = Guidance(request.guidance_scale, None if negative is None else as_conditioning(negative, sizes))
         warnings = prompt.warnings + (() if negative is None else negative.warnings)
         return as_conditioning(prompt, sizes), guidance, warnings
 
-    def _equally_long(
-        self, first: EncodedText, second: EncodedText, loras: tuple[LoadedLora, ...]
-    ) -> tuple[EncodedText, EncodedText]:
-        """Lengthen the shorter of two texts; only weighted ones differ."""
-        length = max(first.prompt_embeds.shape[1], second.prompt_embeds.shape[1])
-        if first.prompt_embeds.shape[1] == second.prompt_embeds.shape[1]:
-            return first, second
-        empty = self._encoded("", "plain", "prompt", loras)
-        return padded(first, length, empty), padded(second, length, empty)
+    def _encoded(
+        self, text: str, syntax: str, field: str, loras: tuple[LoadedLora, ...], opened: Opened
+    ) -> EncodedText:
+        """Encode a text, or take it from the small cache of recent ones under the same LoRAs of text encoders.
 
-    def _encoded(self, text: str, syntax: str, field: str, loras: tuple[LoadedLora, ...]) -> EncodedText:
-        """Encode a text, or take it from the small cache of recent ones under the same LoRAs of text encoders."""
-        key = (text, syntax, field, self.adapters.text_key(loras))
+        Plain texts are encoded by the backend that serves the request, but for LoRAs, which live in torch.
+        """
+        under = self.adapters.text_key(loras)
+        parts = None if under or syntax == "weighted" else opened.parts
+        key = (text, syntax, field, under, id(parts))
         with self._texts_lock:
             if key in self._texts:
                 self._texts.move_to_end(key)
                 return self._texts[key]
-        encode = encode_weighted if syntax == "weighted" else encode_plain
-        encoded = encode(self.adapters.text_stack(), text, field)
+        if syntax == "weighted":
+            encoded = encode_weighted(self.adapters.text_stack(), text, field)
+        else:
+            encoded = encode_plain(self.adapters.text_stack() if parts is None else parts.text(), text, field)
         with self._texts_lock:
             self._texts[key] = encoded
             if len(self._texts) > _CACHED_TEXTS:
@@ -395,6 +384,8 @@ class Engine:
         timesteps = remaining_timesteps(scheduler, request.num_steps, request.strength)
         generators = [torch.Generator("cpu").manual_seed(_seed(request, index)) for index in indices]
         start = starting_latents(self.components, request, job.sources, scheduler, timesteps, generators)
+        if job.opened.parts is not None:
+            start = start.in_float32()  # what OpenVINO answers in
         rows = len(indices)
         if guidance.negative is not None:
             guidance = Guidance(guidance.scale, guidance.negative.repeated(rows))

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
+from vega_diffusion.inference.lines import not_finite_latents
 from vega_diffusion.inference.tiles import decode_tiled
 
 
@@ -99,9 +100,7 @@ def decode_latents(vae: Any, latents: Tensor, tile_px: int | None = None) -> tup
     """
     if not bool(torch.isfinite(latents).all()):
         wider = "fewer steps or another sampler" if latents.dtype == torch.float32 else "--dtype bfloat16 or float32"
-        raise VegaError(
-            f"latents: not finite after denoising in {_dtype_name(latents)}; allowed: finite numbers; use {wider}"
-        )
+        raise VegaError(not_finite_latents(_dtype_name(latents), wider))
     decoder = _GuardedDecoder(vae)
     if tile_px is None:
         image = decoder(latents)

@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vega_diffusion.inference.denoise import Conditioning
+from vega_diffusion.inference.lines import cut_text
 from vega_diffusion.specs.request import GenerateRequest
+
+
+class TextReader(Protocol):
+    """Tokenizers and what makes numbers of their tokens, first and second."""
+
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        """CLIP tokenizers."""
+        ...
+
+    def max_length(self, index: int) -> int:
+        """Return how many tokens encoder `index` reads, start and end included."""
+        ...
+
+    def encode(self, index: int, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return encoder `index`'s penultimate hidden states `[N, L, D]` and, with a projection, pooled `[N, P]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,12 @@ class TextStack:
         positions = self.encoders[index].config.max_position_embeddings
         return min(self.tokenizers[index].model_max_length, positions)
 
+    def encode(self, index: int, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return encoder `index`'s penultimate hidden states `[N, L, D]` and, with a projection, pooled `[N, P]`."""
+        encoder = self.encoders[index]
+        output = encoder(token_ids.to(encoder.device), output_hidden_states=True)
+        return output.hidden_states[-2], output[0] if output[0].ndim == 2 else None
+
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -56,28 +80,27 @@ class EncodedText:
 
 
 @torch.inference_mode()
-def encode_plain(stack: TextStack, text: str, field: str = "prompt") -> EncodedText:
+def encode_plain(stack: TextReader, text: str, field: str = "prompt") -> EncodedText:
     """Encode a text literally: penultimate hidden states of both encoders, pooled output of the second.
 
     What does not fit into 77 tokens is cut, with a warning that names it.
 
     Args:
-        stack: The model's tokenizers and encoders.
+        stack: The model's tokenizers and encoders, in whatever backend.
         text: Any text; no character has a special meaning.
         field: What the warning calls it.
 
     Source: Podell et al., SDXL, arXiv 2307.01952, section 2.1.
     """
     hidden, pooled, warnings = [], None, []
-    for index, (tokenizer, encoder) in enumerate(zip(stack.tokenizers, stack.encoders, strict=True)):
+    for index, tokenizer in enumerate(stack.tokenizers):
         limit = stack.max_length(index)
         ids = tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
         if index == 0:
             warnings = _cut_warning(tokenizer, text, limit, field)
-        output = encoder(ids.to(encoder.device), output_hidden_states=True)
-        if output[0].ndim == 2:
-            pooled = output[0]
-        hidden.append(output.hidden_states[-2])
+        states, projected = stack.encode(index, ids)
+        pooled = pooled if projected is None else projected
+        hidden.append(states)
     assert pooled is not None, "the second text encoder has a projection"
     return EncodedText(torch.cat(hidden, dim=-1), pooled, tuple(warnings))
 
@@ -88,9 +111,7 @@ def _cut_warning(tokenizer: Any, text: str, limit: int, field: str) -> list[str]
     if len(ids) <= limit:
         return []
     cut = tokenizer.decode(ids[limit - 1 : -1])
-    return [
-        f"{field}: longer than {limit} tokens, so this part is not read: {cut!r}; shorten it, or use weighted syntax"
-    ]
+    return [cut_text(field, limit, cut)]
 
 
 def time_ids(request: GenerateRequest, dtype: torch.dtype, device: torch.device) -> Tensor:

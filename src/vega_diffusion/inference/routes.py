@@ -1,4 +1,4 @@
-"""From a profile to the U-Net that serves it: the first of its routes that this machine and this model have.
+"""From a profile to what serves it, U-Net and parts beside: the first of its routes that this machine and model have.
 
 What backends do, and what they do when something fails, is theirs (`backends/`); a route that cannot be taken is named
 in one line and the next one tried.
@@ -15,11 +15,12 @@ import torch
 from vega_diffusion.inference.adapters import Adapters, LoadedLora
 from vega_diffusion.inference.backends.faults import BackendFault
 from vega_diffusion.inference.backends.faults import Route as BackendRoute
-from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser
+from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser, precision_beside
 from vega_diffusion.inference.backends.protocol import Denoiser, Question
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.openvino_parts import OpenVinoParts
 from vega_diffusion.models.checkpoint import load_unet
 from vega_diffusion.specs.profile import ProfileSpec, Route
 
@@ -29,10 +30,23 @@ Questions = Callable[[int], list[Question]]
 
 @dataclass(frozen=True)
 class Opened:
-    """A U-Net that is ready, and lines the user should see about how it came to be that one."""
+    """A U-Net that is ready.
+
+    Attributes:
+        denoiser: The U-Net.
+        parts: Text encoders and decoders of the same backend, where it has them; else those of torch serve.
+    """
 
     denoiser: Denoiser
-    warnings: tuple[str, ...] = ()
+    parts: OpenVinoParts | None
+    _profile: str
+    _lines: list[str]
+
+    def said(self) -> tuple[str, ...]:
+        """Return lines that the user should see and that nobody has asked for yet."""
+        lines = [f"profile {self._profile}: {line}" for line in self._lines]
+        self._lines.clear()
+        return tuple(lines)
 
 
 @dataclass
@@ -42,6 +56,7 @@ class _Kept:
     denoiser: Denoiser | None
     reason: str | None = None
     lines: list[str] = field(default_factory=list)
+    parts: OpenVinoParts | None = None
 
 
 class Routes:
@@ -73,9 +88,8 @@ class Routes:
         for route in profile.routes:
             kept = self._kept(route, loras)
             if kept.denoiser is not None:
-                lines = [f"profile {profile.name}: {line}" for line in (*passed, *kept.lines)]
-                kept.lines.clear()  # said once
-                return Opened(kept.denoiser, tuple(lines))
+                kept.lines[:0] = passed
+                return Opened(kept.denoiser, kept.parts, profile.name, kept.lines)
             passed.append(f"{route}: {kept.reason}")
         raise AssertionError("the last route of every profile is torch")
 
@@ -105,7 +119,8 @@ class Routes:
             )
         except BackendFault as fault:
             return _Kept(None, fault.fault.value)
-        return _Kept(denoiser, None, lines)
+        beside = None if is_torch else OpenVinoParts(parts, precision_beside(denoiser.in_use.precision), opening)
+        return _Kept(denoiser, None, lines, beside)
 
     def _wide_unet(self) -> torch.nn.Module:
         """Return a U-Net of its own in float32, which conversion starts from."""

@@ -72,6 +72,11 @@ class Start:
     latents: Tensor
     kept: Kept | None
 
+    def in_float32(self) -> Start:
+        """Return the same numbers in float32."""
+        kept = self.kept and Kept(self.kept.latents.float(), self.kept.noise.float(), self.kept.mask.float())
+        return Start(self.latents.float(), kept)
+
 
 def remaining_timesteps(scheduler: Any, num_steps: int, strength: float | None) -> Tensor:
     """Return the timesteps to run and tell the scheduler where they begin.

@@ -6,22 +6,35 @@ Decoding itself, with its guard against numbers that overflow, is `pictures.deco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.lines import no_tiny_decoder
 from vega_diffusion.inference.pictures import decode_latents
 from vega_diffusion.specs.profile import Decoder
 
 Purpose = Literal["preview", "draft", "final"]
 
 DECODERS: dict[Purpose, Decoder] = {"preview": "tiny", "draft": "tiny", "final": "full"}
-# At the pixels' side SDXL's decoder holds about three maps of 256 channels, by count of its layers: 3 GiB in fp32 at
-# 1024 x 1024. A rule by size, not by what memory is free at the moment, keeps a picture the same on every machine.
-WHOLE_PIXELS = 1280 * 1280
-WHOLE_PIXELS_LOW_MEMORY = 768 * 768
-TILE_PX = 512
+
+
+class Autoencoders(Protocol):
+    """Where a model's autoencoders come from: its components in torch, or another backend's parts."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        ...
+
+    def vae(self) -> Any:
+        """Return the full one."""
+        ...
+
+    def tiny_vae(self, reference: str | None = None) -> Any | None:
+        """Return the tiny one that a reference names, else the model's own, else None."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,17 +61,8 @@ class ChosenVae:
         return image, self.warnings + warnings
 
 
-def load_tiny(components: Components, reference: str | None = None) -> Any | None:
-    """Return the tiny autoencoder that a reference names, else the model's own, else None.
-
-    Raises:
-        VegaError: What the reference names is not there, damaged, or made for other latents.
-    """
-    return components.tiny_vae(reference)
-
-
 def choose_vae(
-    components: Components, purpose: Purpose, decoder: Decoder | None = None, tiny: str | None = None
+    components: Autoencoders, purpose: Purpose, decoder: Decoder | None = None, tiny: str | None = None
 ) -> ChosenVae:
     """Return the autoencoder that serves a purpose.
 
@@ -66,10 +70,10 @@ def choose_vae(
     with a warning for what was to be fast.
 
     Args:
-        components: The model.
+        components: The model's parts.
         purpose: What the picture is for.
         decoder: What a profile or a request says instead of the rule.
-        tiny: Which tiny autoencoder, as `load_tiny` has it.
+        tiny: Which tiny autoencoder: a folder such as `taesdxl`, a model that has one; None takes the model's own.
 
     Raises:
         VegaError: What `tiny` names is not there or does not fit.
@@ -77,26 +81,14 @@ def choose_vae(
     wanted = decoder or DECODERS[purpose]
     if wanted == "full":
         return ChosenVae(components.vae(), "full")
-    found = load_tiny(components, tiny)
+    found = components.tiny_vae(tiny)
     if found is not None:
         return ChosenVae(found, "tiny")
-    said = f"{components.name} has no tiny autoencoder (vae_tiny); decoded by the full one"
-    return ChosenVae(components.vae(), "full", () if purpose == "preview" else (said,))
+    said = () if purpose == "preview" else (no_tiny_decoder(components.name),)
+    return ChosenVae(components.vae(), "full", said)
 
 
-def tile_px_for(width: int, height: int, decoder: Decoder = "full", low_memory: bool = False) -> int | None:
-    """Return the side of the tiles that a picture of this size is decoded in, in px; None decodes it at once.
-
-    The tiny autoencoder never needs tiles. A picture in tiles equals one decoded at once but for slight differences in
-    tone, so the rule depends on nothing but its arguments.
-
-    Args:
-        width: Of the picture, in px.
-        height: Of the picture, in px.
-        decoder: Which autoencoder.
-        low_memory: Whether memory is short: tiles begin at smaller pictures.
-    """
-    if decoder == "tiny":
-        return None
-    whole = WHOLE_PIXELS_LOW_MEMORY if low_memory else WHOLE_PIXELS
-    return TILE_PX if width * height > whole else None
+def decoder_there(components: Components, decoder: Decoder | None) -> Decoder:
+    """Return which autoencoder would decode finals, where a profile or a request asks for one; loads nothing."""
+    wanted = decoder or DECODERS["final"]
+    return wanted if wanted == "full" or components.tiny_digest() is not None else "full"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vega_diffusion.models.layout import PIPELINE_COMPONENTS, TOKENIZER_FILES, WEIGHT_STEMS, find_weights
+
+if TYPE_CHECKING:
+    import torch
 
 
 def model_digest(folder: Path, dtype: torch.dtype | None = None) -> str:

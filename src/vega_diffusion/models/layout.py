@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from vega_diffusion.errors import MissingFile, UnreadableModel
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["fp32", "fp16"]
 TextEncoderName = Literal["text_encoder", "text_encoder_2"]
@@ -84,7 +85,8 @@ def find_weights(folder: Path, component: str, dtype: torch.dtype | None = None)
 
 def weights_in(home: Path, component: str, dtype: torch.dtype | None = None) -> WeightFiles:
     """Choose as `find_weights` does, in the component's own folder, whatever that is called."""
-    half = dtype in (torch.float16, torch.bfloat16)
+    # By name: whoever only looks for files need not wait for torch.
+    half = str(dtype) in ("torch.float16", "torch.bfloat16")
     order: tuple[Precision, Precision] = ("fp16", "fp32") if half else ("fp32", "fp16")
     for precision in order:
         single = home / weight_filename(component, precision)

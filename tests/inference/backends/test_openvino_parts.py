@@ -11,7 +11,7 @@ import torch
 
 from tiny_models import tiny
 from vega_diffusion.errors import InvalidValue
-from vega_diffusion.inference.backends.open import Opening, Weights, open_decoder, open_text_encoder
+from vega_diffusion.inference.backends.open import Opening, PartName, Weights, open_decoder, open_text_encoder
 from vega_diffusion.inference.backends.protocol import InUse, LatentDecoder, TextEncoder
 from vega_diffusion.models.autoencoder import build_autoencoder
 from vega_diffusion.models.text import build_text_encoder
@@ -41,7 +41,7 @@ def test_the_decoder_equals_torch_for_any_size_and_is_kept(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("which", ["text-encoder", pytest.param("text-encoder-2", marks=pytest.mark.slow)])
-def test_text_encoders_equal_torch(tmp_path: Path, which: str) -> None:
+def test_text_encoders_equal_torch(tmp_path: Path, which: PartName) -> None:
     torch.manual_seed(0)
     spec = tiny().text_encoder if which == "text-encoder" else tiny().text_encoder_2
     assert spec is not None

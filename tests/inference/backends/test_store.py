@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vega_diffusion.inference.backends.store as store_module
 from vega_diffusion.errors import MissingFile
 from vega_diffusion.inference.backends.store import INDEX, Store
 from vega_diffusion.models.home import vega_home
@@ -63,6 +64,23 @@ def test_damage_is_one_line_and_the_entry_is_gone(
     assert lines == [f"{made}: a kept file is damaged ({reason}); it is made anew"]
     assert not made.exists()
     assert store.make(IDENTITY, write) == store.find(IDENTITY) == made
+
+
+def test_untouched_files_are_not_read_again_and_touched_ones_are(
+    store: Store, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.make(IDENTITY, write)
+    read: list[str] = []
+    hashed = store_module._sha256
+    monkeypatch.setattr(store_module, "_sha256", lambda path: (read.append(path.name), hashed(path))[1])
+    assert (store.find(IDENTITY), read) == (made, [])
+    os.utime(made / "a.bin")
+    assert (store.find(IDENTITY), read) == (made, ["a.bin"])
+    same_size_and_time = (made / "a.bin").stat()
+    (made / "a.bin").write_bytes(b"cOntent")
+    os.utime(made / "a.bin", ns=(same_size_and_time.st_atime_ns, same_size_and_time.st_mtime_ns))
+    assert store.find(IDENTITY) is None
+    assert lines == [f"{made}: a kept file is damaged (a.bin has changed); it is made anew"]
 
 
 def test_a_maker_that_fails_leaves_nothing(store: Store) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends.faults import WAYS_OUT, BackendFault, Fault, Route, Say, next_route
 from vega_diffusion.inference.backends.protocol import Denoiser, LatentDecoder, Precision, Question, TextEncoder
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 
+if TYPE_CHECKING:
+    from vega_diffusion.inference.backends.openvino_denoiser import Guarded
+
+PartName = Literal["unet", "vae-decoder", "tiny-vae-decoder", "text-encoder", "text-encoder-2"]
 QUIET: Say = lambda line: None  # noqa: E731
 
 
@@ -113,7 +117,7 @@ def open_first(
 
 
 def open_decoder(
-    precision: Precision, weights: Weights, opening: Opening | None = None, what: str = "vae-decoder"
+    precision: Precision, weights: Weights, opening: Opening | None = None, what: PartName = "vae-decoder"
 ) -> LatentDecoder:
     """Open an autoencoder's decoder in OpenVINO.
 
@@ -129,17 +133,11 @@ def open_decoder(
     """
     from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDecoder
 
-    def make(vae: Any) -> Mapping[str, Any]:
-        from vega_diffusion.inference.backends.openvino_convert import decoder_exportables
-
-        return decoder_exportables(vae)
-
-    _check(precision, ("fp32", "bf16", "int8-weights"), what)
-    return OpenVinoDecoder(_guarded(precision, weights, opening or Opening(), _Plan(what, ("decoder",), make)))
+    return OpenVinoDecoder(open_networks(what, precision, weights, opening))
 
 
 def open_text_encoder(
-    precision: Precision, weights: Weights, opening: Opening | None = None, what: str = "text-encoder"
+    precision: Precision, weights: Weights, opening: Opening | None = None, what: PartName = "text-encoder"
 ) -> TextEncoder:
     """Open a CLIP text encoder in OpenVINO; arguments and errors as for `open_decoder`.
 
@@ -147,20 +145,87 @@ def open_text_encoder(
     """
     from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoTextEncoder
 
-    def make(encoder: Any) -> Mapping[str, Any]:
-        from vega_diffusion.inference.backends.openvino_convert import text_exportables
+    return OpenVinoTextEncoder(open_networks(what, precision, weights, opening))
 
-        return text_exportables(encoder)
 
-    _check(precision, ("fp32", "bf16", "int8-weights"), what)
-    return OpenVinoTextEncoder(_guarded(precision, weights, opening or Opening(), _Plan(what, ("text",), make)))
+def precision_beside(unet: Precision) -> Precision:
+    """Return the precision of decoders and text encoders beside a U-Net that runs in one.
+
+    They run once a picture, so 8 bits would save no time worth having; where the U-Net does without bf16, so do they.
+    """
+    return "fp32" if unet == "fp32" else "bf16"
+
+
+def open_networks(
+    what: PartName,
+    precision: Precision,
+    weights: Weights,
+    opening: Opening | None = None,
+    branch: int = 0,
+    questions: Callable[[], Iterable[Question]] | None = None,
+) -> Guarded:
+    """Open the networks of a part in OpenVINO: arrays in, arrays out; torch comes in only where one must be made.
+
+    Args:
+        what: Which part.
+        precision: Of its numbers.
+        weights: Its own.
+        opening: How.
+        branch: Of a U-Net: where shallow steps are cut.
+        questions: Of a U-Net: calibration questions for int8.
+
+    Raises:
+        BackendFault: Not possible here.
+        InvalidValue: No such precision.
+    """
+    kind = _KINDS[what]
+    if precision not in kind.precisions:
+        raise _not_allowed(precision, kind.precisions, what)
+
+    def make(module: Any) -> Mapping[str, Any]:
+        from vega_diffusion.inference.backends import openvino_convert
+
+        match what:
+            case "unet":
+                return openvino_convert.unet_exportables(module, branch)
+            case "vae-decoder" | "tiny-vae-decoder":
+                return openvino_convert.decoder_exportables(module)
+            case "text-encoder" | "text-encoder-2":
+                return openvino_convert.text_exportables(module)
+
+    def samples() -> list[Any]:
+        from vega_diffusion.inference.backends.calibration import as_samples
+
+        assert questions is not None, "else there are no samples"
+        return as_samples(questions())
+
+    detail = {"branch": branch} if what == "unet" else {}
+    plan = _Plan(what, kind.graphs, make, None if questions is None else samples, detail)
+    return _guarded(precision, weights, opening or Opening(), plan)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The networks of a part, and the precisions that it can have."""
+
+    graphs: tuple[str, ...]
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8-weights")
+
+
+_KINDS: dict[PartName, _Kind] = {
+    "unet": _Kind(("full", "shallow"), ("fp32", "bf16", "int8", "int8-weights")),
+    "vae-decoder": _Kind(("decoder",)),
+    "tiny-vae-decoder": _Kind(("decoder",)),
+    "text-encoder": _Kind(("text",)),
+    "text-encoder-2": _Kind(("text",)),
+}
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What a part's weights do not say: its name, its graphs, how its module becomes them, what they depend on."""
 
-    what: str
+    what: PartName
     graphs: tuple[str, ...]
     make: Callable[[Any], Mapping[str, Any]]
     samples: Callable[[], list[Any]] | None = None
@@ -176,20 +241,7 @@ def _open_openvino_denoiser(
 ) -> Denoiser:
     from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDenoiser
 
-    def make(unet: Any) -> Mapping[str, Any]:
-        from vega_diffusion.inference.backends.openvino_convert import unet_exportables
-
-        return unet_exportables(unet, branch)
-
-    def samples() -> list[Any]:
-        from vega_diffusion.inference.backends.calibration import as_samples
-
-        assert questions is not None, "else there are no samples"
-        return as_samples(questions())
-
-    plan = _Plan("unet", ("full", "shallow"), make, None if questions is None else samples, {"branch": branch})
-    _check(route.precision, ("fp32", "bf16", "int8", "int8-weights"), "unet")
-    return OpenVinoDenoiser(_guarded(route.precision, weights, opening, plan))
+    return OpenVinoDenoiser(open_networks("unet", route.precision, weights, opening, branch, questions))
 
 
 def _open_torch(route: Route, weights: Weights, branch: int) -> Denoiser:
@@ -200,11 +252,13 @@ def _open_torch(route: Route, weights: Weights, branch: int) -> Denoiser:
         raise BackendFault(Fault.NO_WEIGHTS, route, "allowed: torch with weights; give them")
     kind = TorchEager if route.backend == "torch" else TorchCompiled
     denoiser = kind(weights.provider, branch)
-    _check(route.precision, (denoiser.in_use.precision,), "unet")
+    runs = denoiser.in_use.precision
+    if route.precision != runs:
+        raise _not_allowed(route.precision, (runs,), "unet")
     return denoiser
 
 
-def _guarded(precision: Precision, weights: Weights, opening: Opening, plan: _Plan) -> Any:
+def _guarded(precision: Precision, weights: Weights, opening: Opening, plan: _Plan) -> Guarded:
     """Open the networks of a part, following the table of faults; later, NaNs are followed the same way."""
     from vega_diffusion.inference.backends.openvino_denoiser import Guarded
 
@@ -254,11 +308,5 @@ def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Pla
     return Graphs(part, settings, store, opening.rule, opening.max_shapes, opening.keep_blobs)
 
 
-def _check(precision: Precision, allowed: tuple[Precision, ...], what: str) -> None:
-    """Raise unless a part can have that precision.
-
-    Raises:
-        InvalidValue: It cannot.
-    """
-    if precision not in allowed:
-        raise InvalidValue("precision", precision, f"{', '.join(allowed)} for this {what}", "choose one of them")
+def _not_allowed(precision: Precision, allowed: tuple[Precision, ...], what: str) -> InvalidValue:
+    return InvalidValue("precision", precision, f"{', '.join(allowed)} for this {what}", "choose one of them")

@@ -12,7 +12,7 @@ import numpy
 
 from vega_diffusion.inference.backends.faults import BackendFault, Fault, NotFinite, Route, Say, next_route
 from vega_diffusion.inference.backends.openvino_graphs import Graphs, as_array
-from vega_diffusion.inference.backends.openvino_runtime import Array
+from vega_diffusion.inference.backends.openvino_runtime import Array, Shapes
 from vega_diffusion.inference.backends.protocol import InUse, Precision, Question
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class Guarded:
             if not all(bool(numpy.isfinite(array).all()) for array in inputs.values()):
                 return outputs  # garbage in: whoever made it will say so
             self._widen(graphs)
+
+    def prepare(self, graph: str, shapes: Shapes) -> None:
+        """Have a graph compiled for shapes before it is asked."""
+        self._graphs.network(graph, shapes)
 
     def close(self) -> None:
         """Drop what is compiled."""

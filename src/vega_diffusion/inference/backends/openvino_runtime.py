@@ -195,17 +195,23 @@ class LoweredNetwork:
     def __init__(self, compile_for: Callable[[Shapes], CompiledNetwork], max_shapes: int) -> None:
         self._compile_for, self._max_shapes = compile_for, max_shapes
         self._compiled: dict[tuple[Any, ...], CompiledNetwork] = {}
+        self._making: dict[tuple[Any, ...], Lock] = {}
         self._lock = Lock()
 
     def get(self, shapes: Shapes) -> CompiledNetwork:
         """Return the network compiled for shapes, compiling it if need be."""
         key = tuple(sorted(shapes.items()))
         with self._lock:
-            found = self._compiled.pop(key, None) or self._compile_for(shapes)
-            self._compiled[key] = found
-            if len(self._compiled) > self._max_shapes:
-                self._compiled.pop(next(iter(self._compiled)))
-            return found
+            own = self._making.setdefault(key, Lock())
+        with own:  # others may run what is compiled meanwhile
+            with self._lock:
+                found = self._compiled.pop(key, None)
+            found = found or self._compile_for(shapes)
+            with self._lock:
+                self._compiled[key] = found
+                if len(self._compiled) > self._max_shapes:
+                    self._compiled.pop(next(iter(self._compiled)))
+        return found
 
     def __iter__(self) -> Any:
         return iter(tuple(self._compiled.values()))

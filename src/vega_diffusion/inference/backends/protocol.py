@@ -166,3 +166,7 @@ class TextEncoder(Protocol):
         `token_ids` is `[N, L]`, whole numbers.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what was compiled; the encoder is not used afterwards."""
+        ...

@@ -1,8 +1,8 @@
 """Folders of files that are costly to make, kept under a name that says all that they depend on.
 
 An entry is made in a folder of a temporary name and renamed when whole, with the hashes of its files in `index.json`;
-every opening checks them. A damaged entry is said in one line and made anew. What the files are is their makers'
-matter; nothing here imports torch.
+every opening checks them, or that the files lie there untouched. A damaged entry is said in one line and made anew.
+What the files are is their makers' matter; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -103,26 +103,37 @@ def damage(path: Path, identity: Identity) -> str | None:
     """Return what is wrong with an entry, or None."""
     try:
         index = json.loads((path / INDEX).read_text())
-        files, told = dict(index["files"]), index["identity"]
+        files, told, seals = dict(index["files"]), index["identity"], dict(index.get("seals", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return f"{INDEX} cannot be read"
     if _canonical(told) != _canonical(identity):
         return f"{INDEX} belongs to something else"
     for name, sha256 in files.items():
         try:
-            if _sha256(path / name) != sha256:
+            # Hashing gigabytes takes seconds. Writing to a file, and copying it, change its seal.
+            if seals.get(name) != _seal_of(path / name) and _sha256(path / name) != sha256:
                 return f"{name} has changed"
         except OSError:
             return f"{name} is missing"
     return None
 
 
+def _seal_of(path: Path) -> list[int]:
+    """Return what tells whether a file was touched: size, times of writing and of change of any kind, inode."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 def _seal(folder: Path, identity: Identity) -> None:
     """Write the index and have everything on the disk before it gets its name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    index = {"identity": identity, "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files}}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    index = {
+        "identity": identity,
+        "files": {name: _sha256(path) for name, path in files.items()},
+        "seals": {name: _seal_of(path) for name, path in files.items()},
+    }
     (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
-    for path in (*files, folder / INDEX):
+    for path in (*files.values(), folder / INDEX):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,0 +1,1 @@
+"""Drawing without torch: what a picture takes once everything is converted, for commands that must start at once."""

@@ -1,0 +1,109 @@
+"""The networks that one kind of request takes, opened from what is kept and compiled while others already run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Self
+
+from vega_diffusion.inference.backends.open import Opening, PartName, Weights, open_networks, precision_beside
+from vega_diffusion.inference.lean.bundle import Bundle
+from vega_diffusion.inference.rules import is_small_work
+from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
+from vega_diffusion.specs.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from vega_diffusion.inference.backends.openvino_denoiser import Guarded
+
+
+@dataclass(frozen=True)
+class LeanNetworks:
+    """U-Net, both text encoders and a decoder, compiled at first use.
+
+    Attributes:
+        unet: Graphs `full` and `shallow`.
+        text: Graph `text` of the first and the second encoder.
+        vae: Graph `decoder`.
+        is_small: Whether they are so small that one thread runs them as well as several.
+    """
+
+    unet: Guarded
+    text: tuple[Guarded, Guarded]
+    vae: Guarded
+    is_small: bool
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, request: GenerateRequest, decoder: Decoder, say: Callable[[str], None], home: Path | None
+    ) -> Self:
+        """Find the networks of a resolved request's profile; nothing is compiled yet.
+
+        Args:
+            bundle: The model.
+            request: Resolved.
+            decoder: Which autoencoder decodes; the tiny one only where the bundle has one.
+            say: Gets every line that a user should see.
+            home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
+
+        Raises:
+            BackendFault: One is not kept.
+        """
+        cells = latent_shape(bundle, request)
+        is_small = is_small_work(bundle.unet_parameters, cells[-1] * cells[-2])
+        told = os.environ.get("OMP_NUM_THREADS")
+        threads = int(told) if told else 1 if is_small else bundle.default_threads
+        opening = Opening(say=say, num_threads=threads, home=home)
+        precision = PROFILES[request.profile or "exact"].routes[0].precision
+        assert precision != "own", "OpenVINO's routes name theirs"
+        own = Weights(bundle.model_digest, None)
+        unet = open_networks("unet", precision, own, opening)
+        wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
+        text = tuple(open_networks(what, wide, own, beside) for what in ("text-encoder", "text-encoder-2"))
+        what: PartName = "tiny-vae-decoder" if decoder == "tiny" else "vae-decoder"
+        digest = bundle.tiny_digest if decoder == "tiny" else bundle.model_digest
+        assert digest is not None, "the tiny autoencoder is there"
+        return cls(unet, (text[0], text[1]), open_networks(what, wide, Weights(digest, None), beside), is_small)
+
+    def compile_ahead(self, bundle: Bundle, request: GenerateRequest, plan: StepPlan) -> None:
+        """Compile what a request will ask for, in its order, in a thread beside the caller's.
+
+        What fails there fails again, and is told, where it is asked for.
+        """
+        latents = latent_shape(bundle, request)
+        wanted = [(self.unet, "full", _unet_shapes(bundle, rows, latents)) for rows in dict.fromkeys(_rows(plan))]
+        wanted.append((self.vae, "decoder", {"latents": latents}))
+
+        def compile_all() -> None:
+            for networks, graph, shapes in wanted:
+                networks.prepare(graph, shapes)
+
+        Thread(target=compile_all).start()
+
+
+def latent_shape(bundle: Bundle, request: GenerateRequest) -> tuple[int, int, int, int]:
+    """Return `(1, C, h, w)` of a resolved request's latents."""
+    assert request.width and request.height, "a resolved request"
+    downscale = bundle.spec.autoencoder.downscale
+    return 1, bundle.spec.unet.in_channels, request.height // downscale, request.width // downscale
+
+
+def _rows(plan: StepPlan) -> list[int]:
+    """Return how many rows each deep step asks about."""
+    return [1 + guided for guided, deep in zip(plan.guided, plan.deep, strict=True) if deep]
+
+
+def _unet_shapes(bundle: Bundle, rows: int, latents: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a question."""
+    unet, limit = bundle.spec.unet, bundle.tokenizers[0].limit
+    assert unet.projection_class_embeddings_input_dim and unet.addition_time_embed_dim, "an SDXL-shaped U-Net"
+    pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
+    return {
+        "x_t": (rows, *latents[1:]),
+        "timesteps": (rows,),
+        "prompt_embeds": (rows, limit, unet.cross_attention_dim),
+        "pooled_prompt_embeds": (rows, pooled),
+        "time_ids": (rows, 6),
+    }

@@ -1,0 +1,26 @@
+"""Lines that a user sees about a picture, worded once for all that draw."""
+
+from __future__ import annotations
+
+
+def cut_text(field: str, limit: int, cut: str) -> str:
+    """Return the line that names the part of a text that is not read."""
+    return f"{field}: longer than {limit} tokens, so this part is not read: {cut!r}; shorten it, or use weighted syntax"
+
+
+def no_tiny_decoder(model: str) -> str:
+    """Return the line that says that a draft is decoded as a final is."""
+    return f"{model} has no tiny autoencoder (vae_tiny); decoded by the full one"
+
+
+def not_certified(profile: str, backend: str, precision: str, model: str) -> str:
+    """Return the line that says that nobody measured what a profile costs in likeness."""
+    return (
+        f"profile {profile}: not certified for these weights on {backend} {precision}; "
+        f"vega benchmark certify --model {model} --profile {profile} measures it"
+    )
+
+
+def not_finite_latents(numbers: str, remedy: str) -> str:
+    """Return the error of latents that overflowed in numbers of a kind."""
+    return f"latents: not finite after denoising in {numbers}; allowed: finite numbers; use {remedy}"

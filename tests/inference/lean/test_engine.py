@@ -1,0 +1,152 @@
+"""Drawing without torch gives the engine's pictures and records, and steps aside for all that it does not know."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from vega_diffusion.inference.bundles import keep_for_next_time
+from vega_diffusion.inference.engine import Engine
+from vega_diffusion.inference.images import GeneratedImage, Progress
+from vega_diffusion.inference.lean.engine import LeanEngine, unsuited
+from vega_diffusion.specs.request import GenerateRequest
+
+pytest.importorskip("openvino")
+PLAIN = GenerateRequest(prompt="a cat next to a slice of pizza", seed=7, num_steps=5, profile="balanced")
+ONCE = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that nobody else touches."""
+    return Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("lean") / "model"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("VEGA_HOME", str(home))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield home
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, home: Path) -> Engine:
+    """An engine that has drawn, and left behind what the next command needs."""
+    engine = Engine.load(str(folder), device="cpu")
+    (drawn,) = engine.generate(PLAIN)
+    assert drawn.record.backend == "openvino"
+    assert keep_for_next_time(engine.components, drawn.record.request, 1) is None
+    return engine
+
+
+def opened(folder: Path, request: GenerateRequest) -> LeanEngine:
+    lean = LeanEngine.open(str(folder), request)
+    assert lean is not None
+    return lean
+
+
+def levels_apart(first: Image.Image, second: Image.Image) -> int:
+    return int(numpy.abs(numpy.asarray(first, int) - numpy.asarray(second, int)).max())
+
+
+def test_a_profile_on_openvino_reads_neither_text_encoders_nor_autoencoder_in_torch(engine: Engine) -> None:
+    assert not {"text", "vae", "unet"} & set(engine.components._parts)
+
+
+def test_the_engines_parts_in_openvino_draw_what_torch_draws(engine: Engine) -> None:
+    """Float32 everywhere: a machine with bf16 would compare two precisions."""
+    wide = GenerateRequest(prompt="two red apples", seed=3, num_steps=4, profile="balanced", guidance_interval=(0, 1))
+    (fast,) = engine.generate(wide)
+    (exact,) = engine.generate(wide.model_copy(update={"profile": "exact"}))
+    if fast.record.precision == "fp32":
+        assert levels_apart(fast.image, exact.image) <= 1
+    assert (exact.record.backend, fast.record.decoder) == ("torch", "full")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"guidance_scale": 1.0, "num_images": 2, "sampler": "euler_a"},
+        {"reuse": 2, "negative_prompt": "blurry", "sampler": "dpmpp_2m_sde_karras", "crop_top_left": (8, 0)},
+        {"prompt": "a dog, " * 60, "width": 96, "sampler": "lcm", "num_steps": 3},
+    ],
+)
+def test_pictures_records_and_warnings_are_the_engines(
+    engine: Engine, folder: Path, changes: dict[str, object]
+) -> None:
+    request = PLAIN.model_copy(update=changes)
+    expected = engine.generate(request)
+    assert keep_for_next_time(engine.components, expected[0].record.request, 1) is None
+    steps: list[Progress] = []
+    drawn = list(opened(folder, request).stream(request, steps.append))
+    assert [one.seed for one in drawn] == [one.seed for one in expected]
+    for ours, theirs in zip(drawn, expected, strict=True):
+        assert levels_apart(ours.image, theirs.image) <= 1
+        assert ours.record == theirs.record
+    said = {line for one in drawn for line in one.warnings}
+    assert {line for one in expected for line in one.warnings} <= said, "lines about a machine's bf16 may be more"
+    assert [(step.image_index, step.step) for step in steps[-2:]] == [
+        (len(drawn) - 1, steps[-1].num_steps - 1),
+        (len(drawn) - 1, steps[-1].num_steps),
+    ]
+    assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
+
+
+def test_what_is_not_kept_is_drawn_with_torch(engine: Engine, folder: Path) -> None:
+    assert LeanEngine.open(str(folder), PLAIN) is not None
+    other_steps = PLAIN.model_copy(update={"num_steps": 6})
+    assert LeanEngine.open(str(folder), other_steps) is None, "no table of 6 steps"
+    large = PLAIN.model_copy(update={"width": 1536, "height": 1536})
+    assert LeanEngine.open(str(folder), large) is None, "decoded in tiles"
+    config = folder / "unet" / "config.json"
+    config.touch()
+    assert LeanEngine.open(str(folder), PLAIN) is None, "a file was touched"
+    assert keep_for_next_time(engine.components, PLAIN.resolved(engine.components.spec.generation), 1) is None
+    assert LeanEngine.open(str(folder), PLAIN) is not None, "and is kept again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "dtype", "reason"),
+    [
+        ({}, "auto", "auto", None),
+        ({}, "cpu", "auto", None),
+        ({"profile": None}, "auto", "auto", "profile"),
+        ({"profile": "exact"}, "auto", "auto", "profile"),
+        ({}, "cuda", "auto", "device"),
+        ({}, "auto", "float32", "dtype"),
+        ({"loras": ("a.safetensors",)}, "auto", "auto", "loras"),
+        ({"init_image": "a.png"}, "auto", "auto", "init_image"),
+        ({"prompt_syntax": "weighted"}, "auto", "auto", "prompt_syntax"),
+    ],
+)
+def test_requests_that_need_torch(changes: dict[str, object], device: str, dtype: str, reason: str | None) -> None:
+    assert unsuited(PLAIN.model_copy(update=changes), device, dtype) == reason
+
+
+def test_the_command_draws_without_torch(engine: Engine, folder: Path, home: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from vega_diffusion.cli.main import main; "
+        f"code = main(['generate', {PLAIN.prompt!r}, '--model', {str(folder)!r}, '--seed', '7', '--num-steps', '5', "
+        "'--profile', 'balanced', '--output', 'cat.png']); "
+        "print(code, sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"VEGA_HOME": str(home)} | ONCE
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    (expected,) = engine.generate(PLAIN)
+    assert isinstance(expected, GeneratedImage)
+    with Image.open(tmp_path / "cat.png") as picture:
+        assert levels_apart(picture, expected.image) <= 1
