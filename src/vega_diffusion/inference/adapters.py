@@ -25,7 +25,8 @@ from vega_diffusion.inference.prompts import TextStack
 from vega_diffusion.models.digest import file_digest
 from vega_diffusion.models.lora_file import lora_path
 from vega_diffusion.models.lora_layouts import MapTree
-from vega_diffusion.models.lora_merge import merge_adapters, restore
+from vega_diffusion.models.lora_merge import merge_adapters, merged_weights, restore
+from vega_diffusion.models.lora_rows import weights_by_rows
 from vega_diffusion.models.lora_weights import LoraWeights, load_lora_for
 from vega_diffusion.specs.lora import WeightedLora
 
@@ -71,6 +72,9 @@ class Adapters:
         self._users = 0
         self._now: tuple[LoadedLora, ...] = ()
         self._networks: WeakKeyDictionary[nn.Module, _Injected] = WeakKeyDictionary()
+        self._weights: WeakKeyDictionary[nn.Module, OrderedDict[Key, Mapping[nn.Module, nn.Parameter]]]
+        self._weights = WeakKeyDictionary()
+        self._by_rows = False
         self._changing = RLock()
 
     def load(self, loras: Sequence[str]) -> tuple[LoadedLora, ...]:
@@ -119,7 +123,7 @@ class Adapters:
         A block inside a block with other LoRAs, in one thread, would wait for itself.
         """
         with self._turn:
-            self._turn.wait_for(lambda: self._users == 0 or lora_key(self._now) == lora_key(loras))
+            self._turn.wait_for(lambda: self._users == 0 or self._shares(loras))
             self._users += 1
             self._now = loras
             self._eject_others()
@@ -128,6 +132,32 @@ class Adapters:
         finally:
             with self._turn:
                 self._users -= 1
+                self._turn.notify_all()
+
+    @contextmanager
+    def by_rows(self, groups: Sequence[tuple[int, tuple[LoadedLora, ...]]]) -> Iterator[None]:
+        """Let rows of the U-Net's input be under LoRAs of their own, for as long as the block lasts.
+
+        Where all are under the same, this is `injected`. Else nobody else draws meanwhile.
+
+        Args:
+            groups: How many rows, and their LoRAs; rows beyond the last group's are counted to it.
+        """
+        if len({lora_key(loras) for _, loras in groups}) == 1:
+            with self.injected(groups[0][1]):
+                yield
+            return
+        with self._turn:
+            self._turn.wait_for(lambda: self._users == 0)
+            self._users, self._now, self._by_rows = 1, (), True
+            self._eject_others()
+        try:
+            unet = self._components.unet()
+            with weights_by_rows([(rows, self._merged(unet, loras)) for rows, loras in groups]):
+                yield
+        finally:
+            with self._turn:
+                self._users, self._by_rows = 0, False
                 self._turn.notify_all()
 
     def unet(self) -> Any:
@@ -153,6 +183,23 @@ class Adapters:
     @cached_property
     def _tree(self) -> MapTree:
         return MapTree.of_spec(self._components.spec, self._components.name)
+
+    def _shares(self, loras: tuple[LoadedLora, ...]) -> bool:
+        """Whether who draws now does so under these LoRAs."""
+        return not self._by_rows and lora_key(self._now) == lora_key(loras)
+
+    def _merged(self, unet: nn.Module, loras: tuple[LoadedLora, ...]) -> Mapping[nn.Module, nn.Parameter]:
+        """Return the U-Net's weights that LoRAs change, or take them from the small cache of recent ones."""
+        key = lora_key(loras)
+        with self._changing, torch.inference_mode(False):
+            kept = self._weights.setdefault(unet, OrderedDict())
+            if key not in kept:
+                parts = [(one.weights["unet"], one.weight) for one in loras if "unet" in one.weights]
+                kept[key] = merged_weights(unet, "unet", parts)
+            kept.move_to_end(key)
+            if len(kept) > _CACHED_FILES:
+                kept.popitem(last=False)
+            return kept[key]
 
     def _own(self, component: str) -> tuple[LoadedLora, ...]:
         return tuple(one for one in self._now if component in one.weights)

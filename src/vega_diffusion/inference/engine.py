@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -183,8 +184,9 @@ class Engine:
     ) -> Iterator[tuple[int, GeneratedImage]]:
         """Draw the images of several requests together: steps of different requests share U-Net evaluations.
 
-        Requests under different LoRAs take turns; what differs in shape, in the length of its text or in its backend
-        does, too. An image is the same as alone within 1 of 255 levels (bit-equal in bfloat16 on a CPU).
+        In torch, requests under different LoRAs share them, too, each row with weights of its own; elsewhere they take
+        turns, as does what differs in shape, in the length of its text or in its backend. An image is the same as alone
+        within 1 of 255 levels (bit-equal in bfloat16 on a CPU).
 
         Args:
             requests: What to draw.
@@ -203,7 +205,7 @@ class Engine:
         if max_rows < GUIDED_ROWS:
             raise InvalidValue("max_rows", max_rows, f"{GUIDED_ROWS} or more, as a guided image takes", "raise it")
         jobs = [self._job(request, pictures or {}) for request in requests]
-        packer, whose = Packer(max_rows), {}
+        packer, whose = Packer(max_rows, self._weights_for), {}
         filled: dict[int, Denoiser] = {}
         for number, job in enumerate(jobs):
             denoiser = job.denoiser
@@ -212,10 +214,15 @@ class Engine:
             for index in range(job.request.num_images):
                 run = self._started(job, range(index, index + 1), None, None)
                 whose[id(run)] = number, index
-                packer.add(Packed(run, denoiser, lora_key(job.loras), partial(self.adapters.injected, job.loras)))
+                by_rows = isinstance(job.denoiser, TorchEager)
+                packer.add(Packed(run, denoiser, () if by_rows else lora_key(job.loras), job.loras))
         for run, _ in packer.drain():
             number, index = whose[id(run)]
             yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
+
+    def _weights_for(self, chosen: Sequence[Packed]) -> AbstractContextManager[None]:
+        """Bring the U-Net's weights into the state that the rows of one evaluation need."""
+        return self.adapters.by_rows([(packed.run.num_rows, packed.owner) for packed in chosen])
 
     def check_repeats(
         self, record: PictureRecord, request: GenerateRequest, pictures: Mapping[str, Image.Image] | None = None

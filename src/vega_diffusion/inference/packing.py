@@ -6,9 +6,10 @@ match. What does not live here: how a request becomes a run and its latents a pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ class Packed:
     Args:
         run: On its way.
         denoiser: Its U-Net; runs of one call share it.
-        weights: What tells the states of its weights apart, as the LoRAs in them.
-        during: Entered for every evaluation: brings the weights into that state.
+        weights: What must be equal for rows of one evaluation, where the U-Net cannot have weights by rows.
+        owner: Whatever the caller knows it by.
     """
 
     run: ImageRun
     denoiser: Denoiser
     weights: Hashable = ()
-    during: Callable[[], AbstractContextManager[None]] = nullcontext
+    owner: Any = None
 
     @property
     def fits_with(self) -> Hashable:
@@ -41,6 +42,7 @@ class Packed:
         return id(self.denoiser), self.weights, shape, length, run.is_deep, run.guidance_width, run.latents.dtype
 
 
+During = Callable[[Sequence[Packed]], AbstractContextManager[None]]
 Ended = tuple[ImageRun, Cancelled | None]
 """A run with clean latents, or with why it was cancelled."""
 
@@ -52,10 +54,12 @@ class Packer:
 
     Args:
         max_rows: Most rows of one evaluation; a run with more goes alone.
+        during: Entered for every evaluation with the runs that take part, in the order of their rows: brings weights
+            into the state that they need.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
+    def __init__(self, max_rows: int, during: During = lambda chosen: nullcontext()) -> None:
+        self.max_rows, self._during = max_rows, during
         self.evaluations = 0
         self._waiting: list[Packed] = []
 
@@ -80,7 +84,7 @@ class Packer:
         if not self._waiting:
             return ended
         chosen = self._chosen()
-        with chosen[0].during():
+        with self._during(chosen):
             advance(chosen[0].denoiser, [packed.run for packed in chosen])
         self.evaluations += 1
         taken = {id(packed.run) for packed in chosen}

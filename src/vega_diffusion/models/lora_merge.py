@@ -63,13 +63,23 @@ def merge_adapters(
     Returns:
         Every changed map -> its old parameter; `restore` puts them back.
     """
-    maps, before = maps_of(module, component), {}
+    before = {}
+    for one, parameter in merged_weights(module, component, parts).items():
+        before[one], one.weight = one.weight, parameter
+    return before
+
+
+def merged_weights(
+    module: nn.Module, component: str, parts: Sequence[tuple[Mapping[str, Adapter], float]]
+) -> dict[nn.Module, nn.Parameter]:
+    """Return the weights of every map that adapters change, as they would be with them; arguments as above."""
+    maps, merged = maps_of(module, component), {}
     for path in {path: None for adapters, strength in parts if strength for path in adapters}:
         own = [(adapters[path], strength) for adapters, strength in parts if path in adapters]
-        old = before[maps[path]] = maps[path].weight
+        old = maps[path].weight
         with torch.no_grad():
-            maps[path].weight = nn.Parameter(changed(old.detach(), own), requires_grad=old.requires_grad)
-    return before
+            merged[maps[path]] = nn.Parameter(changed(old.detach(), own), requires_grad=old.requires_grad)
+    return merged
 
 
 def restore(before: Mapping[nn.Module, nn.Parameter]) -> None:
