@@ -16,6 +16,7 @@ from tiny_evaluation import tiny_checker
 from vega_diffusion.cli.main import main
 from vega_diffusion.training.run_directory import RunDirectory
 
+TINY = "vae_tiny/diffusion_pytorch_model.fp16.safetensors"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -52,6 +53,9 @@ def test_stock_diffusers_draws_with_what_was_exported(
     half = load_file(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert half.keys() == exported.keys()
     assert {value.dtype for value in half.values()} == {torch.float16}
+    given, taken = (load_file(where / TINY) for where in (stretched_folder, folder))
+    assert all(torch.equal(value, taken[key]) for key, value in given.items()), "the tiny autoencoder goes along"
+    assert "vae_tiny" in json.loads((folder / "vega.json").read_text())["provenance"]["components"]
     for variant in (None, "fp16"):
         pipe: Any = StableDiffusionXLPipeline.from_pretrained(folder, variant=variant, local_files_only=True)
         pipe.set_progress_bar_config(disable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def test_a_merged_folder_holds_the_changed_weights_and_tells_of_it(
     ]
     assert said["base"] == {"weights": "random"}
     assert "one.safetensors" in (folder / "README.md").read_text()
+
+
+def test_a_tiny_autoencoder_goes_along(tiny_folder: Path, loras: list[WeightedFile], tmp_path: Path):
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    shutil.copytree(resolve_model("vega-mini") / "vae_tiny", model / "vae_tiny")
+    merge_model(model, "the-base", loras, tmp_path / "merged")
+    for path in (model / "vae_tiny").iterdir():
+        assert (tmp_path / "merged" / "vae_tiny" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_precision_is_that_of_the_model_unless_given(tiny_folder: Path, loras: list[WeightedFile], tmp_path: Path):

@@ -13,6 +13,7 @@ from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.export import new_folder, write_description, write_weights
 from vega_diffusion.models.layout import MODEL_INDEX, PIPELINE_COMPONENTS, find_weights
 from vega_diffusion.models.surgery import Surgery, account, carve
+from vega_diffusion.models.tiny_folder import take_tiny_along
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.layer_map import LayerMap
 from vega_diffusion.specs.presets import PRESETS
@@ -71,6 +72,7 @@ def carve_model(folder: Path, layers: LayerMap, output: Path, teacher: str, seed
         for component in PIPELINE_COMPONENTS:
             if component not in ("unet", "scheduler"):
                 shutil.copytree(folder / component, place / component)
+        take_tiny_along(folder, place)
         write_weights(place, "unet", student, (precision,))
         write_description(place, spec, provenance, _CARD.format(name=name, layers=layers.name, teacher=teacher))
     return spec, surgery

@@ -29,6 +29,7 @@ from vega_diffusion.models.lora_algebra import changed, extract
 from vega_diffusion.models.lora_file import Adapter
 from vega_diffusion.models.lora_layouts import ADAPTABLE, MapTree, maps_of
 from vega_diffusion.models.lora_weights import LoraWeights, load_lora_for
+from vega_diffusion.models.tiny_folder import take_tiny_along
 from vega_diffusion.specs.architecture import ModelSpec
 
 _CARD = """---
@@ -135,6 +136,7 @@ def merge_model(
                 write_weights(place, component, module, wanted)  # type: ignore[arg-type]
             else:
                 _take_over(folder / component, place / component, component, wanted)
+        take_tiny_along(folder, place)
         card = _CARD.format(name=spec.name, base=model, loras=", ".join(f"`{file.path.name}`" for file in files))
         write_description(place, spec, _provenance(folder, model, files), card)
     return spec, len(paths)

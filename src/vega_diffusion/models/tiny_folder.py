@@ -5,6 +5,7 @@ Reading it is `checkpoint`'s matter, describing it `detect`'s.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from vega_diffusion.errors import MissingFile, Unavailable
@@ -21,6 +22,12 @@ def tiny_home(folder: Path) -> Path | None:
         return inside
     own = folder / "config.json"
     return folder if own.is_file() and read_json(own).get("_class_name") == "AutoencoderTiny" else None
+
+
+def take_tiny_along(source: Path, target: Path) -> None:
+    """Copy the tiny autoencoder of a model folder, if it has one, to another model with the same full one."""
+    if (source / VAE_TINY / "config.json").is_file():
+        shutil.copytree(source / VAE_TINY, target / VAE_TINY)
 
 
 def find_tiny(reference: str) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 from vega_diffusion.models.build import build_component
 from vega_diffusion.models.checker import RECORD
+from vega_diffusion.models.checkpoint import load_tiny_autoencoder
+from vega_diffusion.models.detect import tiny_autoencoder_spec
 from vega_diffusion.models.export import ModelParts, save_model
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import Precision, read_json
@@ -21,6 +23,7 @@ from vega_diffusion.models.lora_file import lora_path
 from vega_diffusion.models.lora_layouts import MapTree
 from vega_diffusion.models.lora_merge import merge_adapters
 from vega_diffusion.models.lora_weights import load_lora_for
+from vega_diffusion.models.tiny_folder import tiny_home
 from vega_diffusion.models.tokenizer import TokenizerFiles
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.presets import PRESETS
@@ -101,7 +104,7 @@ def publish(
         folder: Where it goes; an older folder there is replaced at the end.
         name: What it is called.
         references: Component -> where its weights are: `run:NAME`, a known model or a model folder. A `vae_tiny` is
-            written where it is among them.
+            written where it is among them, or beside the `vae`.
         tokenizers: Both.
         precisions: Which weight files.
         notes: Free text for card and record.
@@ -111,13 +114,19 @@ def publish(
     Raises:
         VegaError: Weights or adapters are not there or do not fit, or the folder cannot be written.
     """
-    config = read_json(locate(references["vae"], "vae").parent / "config.json")
+    vae = locate(references["vae"], "vae")
+    config = read_json(vae.parent / "config.json")
     autoencoder = spec.autoencoder.model_copy(update={"scaling_factor": float(config["scaling_factor"])})
     spec = spec.model_copy(update={"autoencoder": autoencoder, "name": name})
     modules: dict[str, Any] = {component: build_component(spec, component) for component in references}
     for component, module in modules.items():
         load_weights(module, component, locate(references[component], component))
     made_by = dict(references)
+    tiny = None if "vae_tiny" in references else tiny_home(vae.parent.parent)
+    if tiny is not None:
+        where = tiny / "config.json"
+        modules["vae_tiny"] = load_tiny_autoencoder(tiny, tiny_autoencoder_spec(read_json(where), str(where)))
+        made_by["vae_tiny"] = references["vae"]
     if adapted_by is not None:
         file = lora_path(RunDirectory(adapted_by).ema, f"run:{adapted_by}")
         for component, adapters in load_lora_for(file, MapTree.of(name, modules)).items():
