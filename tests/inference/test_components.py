@@ -14,6 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from vega_diffusion import Engine, GenerateRequest
 from vega_diffusion.errors import InvalidValue, Unavailable, UnreadableModel, VegaError
+from vega_diffusion.inference import components
 from vega_diffusion.inference.components import Components, choose_device, choose_dtype, choose_low_memory
 from vega_diffusion.inference.pictures import decode_latents
 
@@ -28,7 +29,7 @@ def draw(engine: Engine, **changes: Any) -> numpy.ndarray:
 def test_automatic_choices() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_dtype("auto", cpu, 10_000_000) == torch.float32
-    assert choose_dtype("auto", cpu, 745_225_604) == torch.bfloat16
+    assert choose_dtype("auto", cpu, 10**15) == torch.bfloat16, "float32 would not fit"
     assert choose_dtype("auto", cuda, 745_225_604) == torch.float16
     assert choose_dtype("float16", cpu, 1) == torch.float16
     assert choose_low_memory(None, 2**60, cpu)
@@ -39,6 +40,22 @@ def test_automatic_choices() -> None:
         choose_device("toaster")
     with pytest.raises(InvalidValue, match="dtype.*int3.*bfloat16"):
         choose_dtype("int3", cpu, 1)
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_large_models_take_bfloat16_where_torch_has_kernels_for_it(
+    kernels: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "has_bfloat16_kernels", lambda: kernels)
+    monkeypatch.setattr(components, "free_memory", lambda device: 2**40)
+    assert choose_dtype("auto", torch.device("cpu"), 745_225_604) == dtype
+
+
+def test_kernels_of_bfloat16_are_those_that_torch_reports() -> None:
+    """A processor of Intel's kind with AVX-512 has them, one with AVX2 alone has none."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    if "avx2" in flags:
+        assert components.has_bfloat16_kernels() == ("avx512f" in flags or "avx_ne_convert" in flags)
 
 
 @pytest.mark.skipif(torch.xpu.is_available(), reason="the machine has one")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from threading import RLock
@@ -45,7 +46,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Above this many parameters a CPU runs in bfloat16: float32 would take twice the memory and time.
+# Above this many parameters a CPU that can runs in bfloat16: float32 would take twice the memory and time.
 _LARGE_PARAMETERS = 300_000_000
 
 
@@ -75,8 +76,8 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.dtype:
     """Return the dtype of that name; `auto` weighs the device against the model's size.
 
-    A CPU takes float32 for small models and bfloat16 for large ones (float16 is many times slower there);
-    accelerators take float16.
+    A CPU takes float32 for small models, and bfloat16 for large ones where torch has kernels for it (float16 is many
+    times slower there) or float32 would not fit into memory; accelerators take float16.
 
     Raises:
         InvalidValue: Unknown name.
@@ -84,10 +85,18 @@ def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.
     if name == "auto":
         if device.type != "cpu":
             return torch.float16
-        return torch.bfloat16 if num_parameters > _LARGE_PARAMETERS else torch.float32
+        is_large = num_parameters > _LARGE_PARAMETERS
+        narrow = is_large and (has_bfloat16_kernels() or 4 * num_parameters > free_memory(device))
+        return torch.bfloat16 if narrow else torch.float32
     if name not in DTYPES:
         raise InvalidValue("dtype", name, f"one of: auto, {', '.join(DTYPES)}", "choose one of them")
     return DTYPES[name]
+
+
+def has_bfloat16_kernels() -> bool:
+    """Return whether torch multiplies bfloat16 on this CPU at speed: with AVX2 alone it takes 100 times as long."""
+    on_intel = platform.machine().lower() in ("x86_64", "amd64")
+    return not on_intel or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_low_memory(wanted: bool | None, num_bytes: int, device: torch.device) -> bool:
