@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
+from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.report import read_results
 from vega_diffusion.benchmarks.tables import bars_table, between, fill
 from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
@@ -17,6 +19,8 @@ from vega_diffusion.specs.experiment import ExperimentSpec
 
 ROOT = Path(__file__).parents[1]
 GRID_BEGIN, GRID_END = "<!-- grid:begin (make docs) -->", "<!-- grid:end -->"
+SIZES_BEGIN, SIZES_END = "<!-- sizes:begin (make docs) -->", "<!-- sizes:end -->"
+SPEED = re.compile(r"speed-vega-torch-own-\d+-(tiny|full)")
 SCORES_BEGIN, SCORES_END = "<!-- scores:begin (make docs) -->", "<!-- scores:end -->"
 ADAPTING_BEGIN, ADAPTING_END = "<!-- adapting:begin (make docs) -->", "<!-- adapting:end -->"
 ADAPTING_CASES = ("adaptation", "adapting-speed", "full-size-adapting")
@@ -36,6 +40,7 @@ def main() -> int:
     filled = fill(text, read_results(results) if results.is_dir() else [])
     grid = GRID if (ROOT / "docs" / "images" / "grid.png").exists() else ""
     filled = between(filled, GRID_BEGIN, GRID_END, grid)
+    filled = between(filled, SIZES_BEGIN, SIZES_END, _draw_sizes(results))
     tests = read_ledger(ROOT / LEDGER)
     newest = {line["model"]: line for line in tests}  # of each model its last line only
     scores = "\n".join(ledger_table(line) for line in newest.values())
@@ -46,6 +51,26 @@ def main() -> int:
     _fill_experiment(results)
     _fill_adapting(results)
     return 0
+
+
+def _draw_sizes(folder: Path) -> str:
+    """Draw the figures of sizes and speeds, and return what shows them."""
+    results = read_results(folder) if folder.is_dir() else []
+    shown = ""
+    sizes = [one for one in results if one.case == "parameters"]
+    if sizes:
+        draw_sizes(max(sizes, key=lambda one: one.finished), ROOT / "docs" / "images" / "sizes.png")
+        shown += "![Parameters and work of SD 1.5, Vega, SSD-1B and SDXL](docs/images/sizes.png)\n\n"
+    speeds = [one for one in results if SPEED.fullmatch(one.case)]
+    if speeds:
+        machine = max(speeds, key=lambda one: one.finished).hardware
+        own = sorted((one for one in speeds if one.hardware == machine), key=lambda one: one.case)
+        draw_speed(own, ROOT / "docs" / "images" / "speed.png")
+        shown += (
+            "![Seconds of a picture by SD 1.5, Vega, SSD-1B and SDXL](docs/images/speed.png)\n\n"
+            f"Random weights on {machine.cores} cores of {machine.accelerator or machine.processor}; one thread.\n"
+        )
+    return shown
 
 
 def _fill_adapting(folder: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
-from vega_diffusion.benchmarks import certify, packing, speed
+from vega_diffusion.benchmarks import certify, contestants, packing, parameters, speed
+from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
+from vega_diffusion.benchmarks.openvino_plain import PlainUNet
+from vega_diffusion.benchmarks.report import make_result
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import FOLDER
 from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.presets import preset
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +104,38 @@ def test_unets_are_timed_in_turn_and_told_as_they_ran():
     assert len(found.samples["mini-sdxl:torch:fp32 cpu_s"]) == 5
     with pytest.raises(InvalidValue, match="two or more"):
         speed.measure(("vega-mini", "vega-mini:torch:own"))
+
+
+def test_pictures_are_steps_and_one_decoding(tmp_path: Path):
+    found = speed.measure(("vega-mini", "ssd-mini"), size_px=64, decoder="tiny", num_steps=3)
+    assert found.name == "vega-mini-torch-own-64-tiny"
+    steps, last = (found.samples[f"vega-mini:torch:own{part} cpu_s"] for part in ("", " decoding"))
+    picture = statistics.median(3 * step + decoding for step, decoding in zip(steps, last, strict=True))
+    assert found.summary["vega-mini:torch:own picture cpu_s"] == pytest.approx(picture, abs=1e-3)
+    result = make_result("speed", "command", found, threads=1, load_before=0.0)
+    draw_speed([result, result], tmp_path / "speed.svg")
+    assert (tmp_path / "speed.svg").read_text().count("<!-- ssd-mini -->") == 2
+
+
+def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():
+    pytest.importorskip("openvino")
+    question = contestants.random_question(preset("vega-mini"), 8, 2)
+    _, _, build = contestants._model("vega-mini")
+    unet = build(torch.float32)
+    peer = PlainUNet(unet, question, "fp32", 1)
+    (answer,) = peer._compiled.run(peer._arrays)
+    expected = TorchEager(lambda: unet).predict(question)
+    torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-4, rtol=1e-4)
+    assert peer.precision_in_use() == "fp32"
+
+
+def test_sizes_are_counted_by_part_and_drawn(tmp_path: Path):
+    found = parameters.measure(("vega", "sdxl"))
+    assert (found.summary["vega unet"], found.summary["sdxl unet"]) == (745_225_604, 2_567_463_684)
+    assert all(bar.met for bar in found.bars)
+    result = make_result("parameters", "command", found, threads=1, load_before=0.0)
+    draw_sizes(result, tmp_path / "sizes.svg")
+    drawn = (tmp_path / "sizes.svg").read_text()
+    assert drawn.count("<!-- sdxl -->") == 2
+    with pytest.raises(InvalidValue, match="two or more"):
+        parameters.measure(("vega",))

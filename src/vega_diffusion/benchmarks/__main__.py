@@ -19,6 +19,7 @@ from vega_diffusion.errors import VegaError
 CASES: dict[str, str] = {
     "cli-help": "vega_diffusion.benchmarks.cli_help",
     "package": "vega_diffusion.benchmarks.package",
+    "parameters": "vega_diffusion.benchmarks.parameters",
     "packing": "vega_diffusion.benchmarks.packing",
     "speed": "vega_diffusion.benchmarks.speed",
     "certify": "vega_diffusion.benchmarks.certify",
