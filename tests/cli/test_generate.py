@@ -64,7 +64,8 @@ def test_json_is_the_last_line(vega: Vega) -> None:
     code, out, _ = vega("a cat", "--model", str(vega.model), "--num-steps", "1", "--json", "--output", "one.png")
     assert code == 0
     result = json.loads(out[-1])
-    assert set(result) == {"images", "seed", "seconds", "model"}
+    assert set(result) == {"images", "seed", "seconds", "first_step_seconds", "model"}
+    assert 0 < result["first_step_seconds"] < result["seconds"]
     assert result["images"] == ["one.png"]
     assert read_record(Path("one.png")).request.seed == result["seed"], "a random seed is recorded"
     assert result["seconds"] > 0

@@ -243,8 +243,10 @@ def _draw(job: Job, targets: Targets, as_json: bool) -> int:
             seeds.append(picture.seed)
             print(path, flush=True)
     if as_json:
-        seconds = round(time.perf_counter() - began, 3)
-        print(jsonlib.dumps({"images": paths, "seed": seeds[0], "seconds": seconds, "model": job.model}))
+        report = {"images": paths, "seed": seeds[0], "seconds": round(time.perf_counter() - began, 3)}
+        assert bar.first_step is not None, "every picture takes a step"
+        report |= {"first_step_seconds": round(bar.first_step - began, 3), "model": job.model}
+        print(jsonlib.dumps(report))
     return 0
 
 
@@ -332,6 +334,7 @@ class _Bar:
 
         self._bar = tqdm(unit="step", file=sys.stderr, leave=False, disable=None, delay=0.5)
         self._said: set[str] = set()
+        self.first_step: float | None = None
 
     def __enter__(self) -> _Bar:
         return self
@@ -340,7 +343,8 @@ class _Bar:
         self._bar.close()
 
     def on_step(self, progress: Progress) -> None:
-        """Move on by one step."""
+        """Move on by one step; `first_step` is when the first of all was done, by the clock of durations."""
+        self.first_step = self.first_step or time.perf_counter()
         self._bar.set_description(f"picture {progress.image_index + 1}", refresh=False)
         if progress.step == 1:
             self._bar.reset(progress.num_steps)
