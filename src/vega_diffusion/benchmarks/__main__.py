@@ -39,6 +39,7 @@ CASES: dict[str, str] = {
     "full-size-step": "vega_diffusion.benchmarks.full_size_step",
     "adaptation": "vega_diffusion.benchmarks.adaptation",
     "training-step": "vega_diffusion.benchmarks.training_step",
+    "training": "vega_diffusion.benchmarks.training_step",  # the short name, beside `speed` and `parameters`
     "adapting-speed": "vega_diffusion.benchmarks.adapting_speed",
     "full-size-adapting": "vega_diffusion.benchmarks.full_size_adapting",
     "vae": "vega_diffusion.benchmarks.vae",

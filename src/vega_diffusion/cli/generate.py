@@ -256,7 +256,7 @@ def _pictures(job: Job, bar: _Bar) -> Iterator[GeneratedImage]:
     from vega_diffusion.inference.lean.engine import LeanEngine, unsuited
 
     if job.record is None and unsuited(job.request, job.device, job.dtype) is None:
-        lean, drawn = LeanEngine.open(job.model, job.request), 0
+        lean, drawn = LeanEngine.open(job.model, job.request, bar.warn), 0
         if lean is not None:
             try:
                 for picture in lean.stream(job.request, bar.on_step):

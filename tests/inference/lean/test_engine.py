@@ -103,6 +103,16 @@ def test_pictures_records_and_warnings_are_the_engines(
     assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
 
 
+def test_a_damaged_bundle_is_said_and_left_alone(engine: Engine, folder: Path, home: Path) -> None:
+    (kept,) = (home / "openvino").glob("bundle-*")
+    (kept / "tokenizer-1.json").write_text("{}")
+    lines: list[str] = []
+    assert LeanEngine.open(str(folder), PLAIN, lines.append) is None
+    assert lines == [f"{kept}: a kept file is damaged (tokenizer-1.json has changed); it is made anew"]
+    assert keep_for_next_time(engine.components, PLAIN.resolved(engine.components.spec.generation), 1) is None
+    assert LeanEngine.open(str(folder), PLAIN) is not None
+
+
 def test_what_is_not_kept_is_drawn_with_torch(engine: Engine, folder: Path) -> None:
     assert LeanEngine.open(str(folder), PLAIN) is not None
     other_steps = PLAIN.model_copy(update={"num_steps": 6})

@@ -17,7 +17,7 @@ import numpy
 from PIL import Image
 
 from vega_diffusion.errors import VegaError
-from vega_diffusion.inference.backends.faults import BackendFault
+from vega_diffusion.inference.backends.faults import BackendFault, Say
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.certificates import find_certificate
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
@@ -89,19 +89,22 @@ class LeanEngine:
         self._decoder: Decoder = decoder
 
     @classmethod
-    def open(cls, model: str, request: GenerateRequest, home: Path | None = None) -> Self | None:
+    def open(
+        cls, model: str, request: GenerateRequest, say: Say = lambda line: None, home: Path | None = None
+    ) -> Self | None:
         """Return what draws a request, or None where something is not kept yet.
 
         Args:
             model: A name, a diffusers folder or a Hub id.
             request: One that is not `unsuited`.
+            say: Gets a line about anything kept that is damaged.
             home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
 
         Raises:
             VegaError: There is no such model, or the request does not suit it.
         """
         folder = resolve_model(model)
-        store = Store(lambda line: None, home)
+        store = Store(say, home)
         found = find_bundle(store, folder)
         if found is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -53,8 +54,8 @@ class LeanNetworks:
         """
         cells = latent_shape(bundle, request)
         is_small = is_small_work(bundle.unet_parameters, cells[-1] * cells[-2])
-        told = os.environ.get("OMP_NUM_THREADS")
-        threads = int(told) if told else 1 if is_small else bundle.default_threads
+        told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        threads = int(told) if told.isdigit() else 1 if is_small else bundle.default_threads
         opening = Opening(say=say, num_threads=threads, home=home)
         precision = PROFILES[request.profile or "exact"].routes[0].precision
         assert precision != "own", "OpenVINO's routes name theirs"
@@ -77,8 +78,9 @@ class LeanNetworks:
         wanted.append((self.vae, "decoder", {"latents": latents}))
 
         def compile_all() -> None:
-            for networks, graph, shapes in wanted:
-                networks.prepare(graph, shapes)
+            with suppress(Exception):
+                for networks, graph, shapes in wanted:
+                    networks.prepare(graph, shapes)
 
         Thread(target=compile_all).start()
 
