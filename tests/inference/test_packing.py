@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy
 import pytest
@@ -22,7 +23,7 @@ from vega_diffusion.models.lora_weights import arrange
 from vega_diffusion.specs.request import GenerateRequest
 
 # Small: processors without bf16 instructions take their time over every product.
-SIZE = {"width": 32, "height": 32}
+SIZE: dict[str, Any] = {"width": 32, "height": 32}
 MIXED = (
     GenerateRequest(prompt="a cat", num_steps=3, seed=1, guidance_scale=4.0, **SIZE),
     GenerateRequest(prompt="two red apples", num_steps=4, seed=2, guidance_scale=1.0, **SIZE),

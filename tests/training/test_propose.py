@@ -28,15 +28,20 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_proposal_from_scores_to_trials(
-    recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    stretched_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(propose, "RULES", ("first",))  # all of them are tried below
     teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "parameters=0.31", "--recipe", str(recipe)]
     argv += ["--output", str(output), "--samples", "1", "--candidates", "1", "--trial-steps", "2", "--json"]
     assert main(argv) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((output / "proposal.json").read_text())
-    assert {one["name"] for one in report["candidates"]} == {"scores-1", "first", "even", "random-0"}
+    assert {one["name"] for one in report["candidates"]} == {"scores-1", "first"}
     assert len(report["errors"]) == 61
     losses = [one["recovered_loss"] for one in report["candidates"]]
     assert losses == sorted(losses)
@@ -52,10 +57,11 @@ def test_a_proposal_from_scores_to_trials(
     assert (output / "proposal.png").stat().st_size > 10_000
     assert main(argv[:-1]) == 0  # trials stand where they ended
     captured = capsys.readouterr()
-    assert captured.err.count("resuming trial-") == 4
+    assert captured.err.count("resuming trial-") == 2
     assert "best " in captured.out
 
 
+@pytest.mark.slow
 def test_trials_may_train_adapters_alone(
     recipe: Path,
     stretched_folder: Path,
@@ -63,7 +69,7 @@ def test_trials_may_train_adapters_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(propose, "RULES", ("first",))  # all of them are tried above
+    monkeypatch.setattr(propose, "RULES", ("first",))
     teacher, output = stretched_folder, tmp_path / "proposal"
     argv = ["map", "propose", str(teacher), "--budget", "parameters=0.31", "--recipe", str(recipe)]
     argv += ["--output", str(output), "--samples", "1", "--candidates", "1", "--trial-steps", "1", "--json"]
@@ -77,6 +83,7 @@ def test_trials_may_train_adapters_alone(
     assert "model.surgery: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_proposal_for_a_given_shape(
     recipe: Path, stretched_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

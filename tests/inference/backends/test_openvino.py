@@ -133,7 +133,7 @@ def test_few_shapes_stay_compiled(converted: Converted) -> None:
     assert denoiser._guarded._graphs.compiled() == ()
 
 
-def test_a_blob_is_kept_and_answers_without_the_network_it_was_compiled_from(copied: Converted) -> None:
+def test_a_blob_is_kept_and_answers_without_compiling(copied: Converted) -> None:
     home, unet = copied
     question = ask(unet)
     expected = reopen(home, "fp32", keep_blobs=True).predict(question)
@@ -143,6 +143,20 @@ def test_a_blob_is_kept_and_answers_without_the_network_it_was_compiled_from(cop
     next(iter(again._guarded._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
     assert torch.equal(again.predict(question), expected)
     assert (blob / INDEX).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-weights"])
+def test_blobs_of_eight_bits_take_their_weights_from_the_network(
+    quantised: Converted, compressed: Converted, precision: Precision, tmp_path: Path
+) -> None:
+    home, question = Path(shutil.copytree(quantised[0], tmp_path / "home")), ask(quantised[1])
+    first = reopen(home, precision, keep_blobs=True)
+    expected = first.predict(question)
+    again = reopen(home, precision, keep_blobs=True)
+    next(iter(again._guarded._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
+    assert torch.equal(again.predict(question), expected)
+    assert again.in_use == first.in_use
+    assert again.in_use.precision == precision
 
 
 def test_a_foreign_blob_is_compiled_again_with_one_line(copied: Converted) -> None:

@@ -103,6 +103,13 @@ def test_pictures_records_and_warnings_are_the_engines(
     assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
 
 
+def test_blobs_hold_no_weights(engine: Engine, home: Path) -> None:
+    weights = max(path.stat().st_size for path in (home / "openvino").glob("unet-*/full.bin"))
+    blobs = [path.stat().st_size for path in (home / "openvino").glob("blob-unet-full-*/compiled.blob")]
+    assert blobs
+    assert max(blobs) < weights / 2
+
+
 def test_a_damaged_bundle_is_said_and_left_alone(engine: Engine, folder: Path, home: Path) -> None:
     (kept,) = (home / "openvino").glob("bundle-*")
     (kept / "tokenizer-1.json").write_text("{}")

@@ -32,7 +32,7 @@ from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.store import Store
 
 FORMAT = 1
-BLOB = "compiled.blob"
+BLOB, BLOB_FORMAT = "compiled.blob", 2  # 2: without weights
 Samples = Callable[[], list[dict[str, Array]]]
 
 
@@ -79,7 +79,7 @@ class Graphs:
             store: Where entries lie; told lines go through it.
             rule: For int8.
             max_shapes: How many shapes of each graph stay compiled.
-            keep_blobs: Whether compiled networks are stored, too (as large as the weights, once a shape).
+            keep_blobs: Whether compiled networks are stored, too (without weights, once a shape).
 
         Raises:
             BackendFault: Something that the precision needs is missing.
@@ -168,7 +168,7 @@ class Graphs:
         kept = self._store.find(identity) if self._keep_blobs else None
         if kept is not None:
             try:
-                return import_network(kept / BLOB, self.settings)
+                return import_network(kept / BLOB, self.folder / f"{graph}.xml", self.settings)
             except RuntimeError:
                 # hashes agree, so OpenVINO finds it foreign: another driver, another kind of CPU
                 self._store.say(f"{kept}: {Fault.OTHER_IDENTITY.value}; {WAYS_OUT[Fault.OTHER_IDENTITY].line}")
@@ -187,6 +187,7 @@ class Graphs:
         features = self.settings.features
         return {
             "what": f"blob-{self._part.what}-{graph}",
+            "format": BLOB_FORMAT,
             "networks": self.folder.name,
             "shapes": {name: list(shape) for name, shape in shapes.items()},
             "threads": self.settings.num_threads,

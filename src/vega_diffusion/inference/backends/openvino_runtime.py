@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -102,6 +103,8 @@ class RunSettings:
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.num_threads,
             "INFERENCE_PRECISION_HINT": self.hint,
+            # A blob without weights reads them from the network's own file: a few MB a shape, however large the model.
+            "CACHE_MODE": "OPTIMIZE_SIZE",
         }
 
 
@@ -172,13 +175,19 @@ def compile_network(path: Path, shapes: Shapes, settings: RunSettings) -> Compil
     return CompiledNetwork(core.compile_model(model, "CPU", settings.properties()))
 
 
-def import_network(path: Path, settings: RunSettings) -> CompiledNetwork:
+def import_network(blob: Path, network: Path, settings: RunSettings) -> CompiledNetwork:
     """Read a blob.
+
+    Args:
+        blob: Of a network compiled for a shape.
+        network: The `.xml` file that it was compiled from, whose weights it shares.
+        settings: As it was compiled with.
 
     Raises:
         RuntimeError: OpenVINO refuses it.
     """
-    return CompiledNetwork(openvino_core().import_model(path.read_bytes(), "CPU", settings.properties()))
+    properties = settings.properties() | {"WEIGHTS_PATH": str(network.with_suffix(".bin"))}
+    return CompiledNetwork(openvino_core().import_model(BytesIO(blob.read_bytes()), "CPU", properties))
 
 
 def own_shapes(model: Any, shapes: Shapes) -> dict[int, list[int]]:
