@@ -9,7 +9,8 @@ import torch
 
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.errors import VegaError
-from vega_diffusion.training.memory import is_out_of_memory, smaller_micro_batch
+from vega_diffusion.inference.memory import is_out_of_memory
+from vega_diffusion.training.memory import smaller_micro_batch
 from vega_diffusion.training.metrics import read_metrics
 
 
@@ -80,7 +81,8 @@ def test_other_errors_are_not_taken_for_it(make_trainer, recipe, pictures):
     with pytest.raises(RuntimeError, match="shapes differ"):
         make_trainer(recipe(), source=Broken(pictures(), 1)).train()
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(MemoryError())
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_processes_do_not_wait_for_one_that_starts_again(recipe):

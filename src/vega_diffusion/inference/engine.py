@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,12 +29,13 @@ from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, StepState, denoise
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
 from vega_diffusion.inference.lines import not_certified
+from vega_diffusion.inference.memory import is_out_of_memory, told_in_one_line
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.packing import FixedRows, Packed, Packer
 from vega_diffusion.inference.pictures import tensor_to_picture
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
 from vega_diffusion.inference.routes import Opened, Routes
-from vega_diffusion.inference.rules import tile_px_for
+from vega_diffusion.inference.rules import TILE_PX, tile_px_for
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import Sources, remaining_timesteps, starting_latents
 from vega_diffusion.inference.vae_policy import choose_vae, decoder_there
@@ -152,7 +153,7 @@ class Engine:
         count = job.request.num_images
         for first in range(0, count, self.max_batch):
             indices = range(first, min(first + self.max_batch, count))
-            with self.adapters.injected(job.loras):
+            with self.adapters.injected(job.loras), told_in_one_line(job.request):
                 latents = denoise(job.denoiser, self._started(job, indices, on_step, is_cancelled))
                 in_use = job.denoiser.in_use  # asked while the U-Net is there
             if self.components.low_memory and indices.stop == count:
@@ -216,9 +217,10 @@ class Engine:
                 whose[id(run)] = number, index
                 by_rows = isinstance(job.denoiser, TorchEager)
                 packer.add(Packed(run, denoiser, () if by_rows else lora_key(job.loras), job.loras))
-        for run, _ in packer.drain():
-            number, index = whose[id(run)]
-            yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
+        with told_in_one_line(jobs[0].request) if jobs else nullcontext():
+            for run, _ in packer.drain():
+                number, index = whose[id(run)]
+                yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
 
     def _weights_for(self, chosen: Sequence[Packed]) -> AbstractContextManager[None]:
         """Bring the U-Net's weights into the state that the rows of one evaluation need."""
@@ -326,7 +328,14 @@ class Engine:
         whole = request.profile == "exact" and not self.components.low_memory
         low = self.components.low_memory
         tile = None if whole else tile_px_for(request.width, request.height, chosen.decoder, low)
-        image, warnings = chosen.decode(latents, tile)
+        with told_in_one_line(request):
+            try:
+                image, warnings = chosen.decode(latents, tile)
+            except (RuntimeError, MemoryError) as error:
+                if tile is not None or not is_out_of_memory(error):
+                    raise
+                image, warnings = chosen.decode(latents, TILE_PX)
+                warnings += (f"decoded in tiles of {TILE_PX} px: there was no memory for the whole picture",)
         return image, chosen.decoder, warnings + job.opened.said()
 
     def _conditioned(

@@ -27,13 +27,14 @@ from vega_diffusion.data.batches import Batch, BatchSource
 from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.inference.memory import is_out_of_memory
 from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
 from vega_diffusion.training.ema import Ema
 from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, StopSignals
-from vega_diffusion.training.memory import free_memory, is_out_of_memory, peak_gib, smaller_micro_batch
+from vega_diffusion.training.memory import free_memory, peak_gib, smaller_micro_batch
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.run_directory import RunDirectory

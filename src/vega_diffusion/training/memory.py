@@ -12,12 +12,6 @@ from vega_diffusion.specs.data import ImageLatentsSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an accelerator's or the machine's memory is full."""
-    on_cpu = "DefaultCPUAllocator" in str(error) and "tried to allocate" in str(error)
-    return isinstance(error, torch.OutOfMemoryError) or on_cpu
-
-
 def smaller_micro_batch(recipe: TrainRecipe, size: int, processes: int, error: BaseException) -> int:
     """Return the next smaller number of samples that divides the recipe's micro-batch, so that a step stays the same.
 
