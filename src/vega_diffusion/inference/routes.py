@@ -40,11 +40,13 @@ class Opened:
     denoiser: Denoiser
     parts: OpenVinoParts | None
     _profile: str
+    _passed: list[str]
     _lines: list[str]
 
     def said(self) -> tuple[str, ...]:
-        """Return lines that the user should see and that nobody has asked for yet."""
-        lines = [f"profile {self._profile}: {line}" for line in self._lines]
+        """Return lines that the user should see and that nobody has asked for yet: routes passed over, backends."""
+        lines = [f"profile {self._profile}: {line}" for line in (*self._passed, *self._lines)]
+        self._passed.clear()
         self._lines.clear()
         return tuple(lines)
 
@@ -88,8 +90,7 @@ class Routes:
         for route in profile.routes:
             kept = self._kept(route, loras)
             if kept.denoiser is not None:
-                kept.lines[:0] = passed
-                return Opened(kept.denoiser, kept.parts, profile.name, kept.lines)
+                return Opened(kept.denoiser, kept.parts, profile.name, passed, kept.lines)
             passed.append(f"{route}: {kept.reason}")
         raise AssertionError("the last route of every profile is torch")
 
