@@ -13,7 +13,7 @@ from vega_diffusion.benchmarks.autoencoder import psnr_db
 
 
 def test_every_case_of_the_table_can_be_measured() -> None:
-    assert len(CASES) == 24
+    assert len(CASES) == 26
     for module in CASES.values():
         assert callable(import_module(module).measure)
 
