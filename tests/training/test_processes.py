@@ -72,7 +72,9 @@ def test_two_processes_distil_as_one_does(recipe: Path) -> None:
         for found, wanted in zip(lines[name], lines["one"], strict=True):
             assert found.keys() == wanted.keys()
             for key in wanted.keys() - {"samples_per_s", "peak_gib", "time"}:
-                assert found[key] == pytest.approx(wanted[key], rel=1e-5, abs=1e-7), key
+                assert found[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-7), (
+                    key
+                )  # differences of features cancel
 
 
 @pytest.mark.slow
