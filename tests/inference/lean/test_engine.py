@@ -16,6 +16,7 @@ from PIL import Image
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.engine import Engine
 from vega_diffusion.inference.images import GeneratedImage, Progress
+from vega_diffusion.inference.lean import engine as lean_engine
 from vega_diffusion.inference.lean.engine import LeanEngine, unsuited
 from vega_diffusion.specs.request import GenerateRequest
 
@@ -122,6 +123,9 @@ def test_a_damaged_bundle_is_said_and_left_alone(engine: Engine, folder: Path, h
 
 def test_what_is_not_kept_is_drawn_with_torch(engine: Engine, folder: Path) -> None:
     assert LeanEngine.open(str(folder), PLAIN) is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lean_engine, "find_spec", lambda name: None)
+        assert LeanEngine.open(str(folder), PLAIN) is None, "openvino is not installed"
     other_steps = PLAIN.model_copy(update={"num_steps": 6})
     assert LeanEngine.open(str(folder), other_steps) is None, "no table of 6 steps"
     large = PLAIN.model_copy(update={"width": 1536, "height": 1536})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -103,6 +104,8 @@ class LeanEngine:
         Raises:
             VegaError: There is no such model, or the request does not suit it.
         """
+        if find_spec("openvino") is None:
+            return None
         folder = resolve_model(model)
         store = Store(say, home)
         found = find_bundle(store, folder)
