@@ -205,9 +205,9 @@ def test_rows_under_different_loras_are_one_evaluation(engine: tuple[Engine, int
     ours, _ = engine
     requests = [MIXED[0].model_copy(update={"loras": loras}) for loras in ((), (lora,), (f"{lora}@0.5",))]
     jobs = [ours._job(request, {}) for request in requests]
-    packer = Packer(6, ours._weights_for)
+    packer = Packer(6, ours._during)
     for job in jobs:
-        packer.add(Packed(ours._started(job, range(1), None, None), job.denoiser, (), job.loras))
+        packer.add(Packed(ours._started(job, range(1), None, None), job.denoiser, (), job))
     assert len(list(packer.drain())) == 3
     assert packer.evaluations == 3, "as many as one of them has steps"
 

@@ -72,9 +72,9 @@ def test_two_processes_distil_as_one_does(recipe: Path) -> None:
         for found, wanted in zip(lines[name], lines["one"], strict=True):
             assert found.keys() == wanted.keys()
             for key in wanted.keys() - {"samples_per_s", "peak_gib", "time"}:
-                assert found[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-7), (
-                    key
-                )  # differences of features cancel
+                # Terms of features are squares of differences, in which most digits of both cancel.
+                rel = 1e-4 if key.startswith("feature/") else 1e-5
+                assert found[key] == pytest.approx(wanted[key], rel=rel, abs=1e-7), key
 
 
 @pytest.mark.slow

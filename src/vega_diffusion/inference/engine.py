@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -206,7 +206,7 @@ class Engine:
         if max_rows < GUIDED_ROWS:
             raise InvalidValue("max_rows", max_rows, f"{GUIDED_ROWS} or more, as a guided image takes", "raise it")
         jobs = [self._job(request, pictures or {}) for request in requests]
-        packer, whose = Packer(max_rows, self._weights_for), {}
+        packer, whose = Packer(max_rows, self._during), {}
         filled: dict[int, Denoiser] = {}
         for number, job in enumerate(jobs):
             denoiser = job.denoiser
@@ -216,15 +216,17 @@ class Engine:
                 run = self._started(job, range(index, index + 1), None, None)
                 whose[id(run)] = number, index
                 by_rows = isinstance(job.denoiser, TorchEager)
-                packer.add(Packed(run, denoiser, () if by_rows else lora_key(job.loras), job.loras))
-        with told_in_one_line(jobs[0].request) if jobs else nullcontext():
-            for run, _ in packer.drain():
-                number, index = whose[id(run)]
-                yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
+                packer.add(Packed(run, denoiser, () if by_rows else lora_key(job.loras), job))
+        for run, _ in packer.drain():
+            number, index = whose[id(run)]
+            yield number, self._finished(jobs[number], index, run.latents, jobs[number].denoiser.in_use)
 
-    def _weights_for(self, chosen: Sequence[Packed]) -> AbstractContextManager[None]:
-        """Bring the U-Net's weights into the state that the rows of one evaluation need."""
-        return self.adapters.by_rows([(packed.run.num_rows, packed.owner) for packed in chosen])
+    @contextmanager
+    def _during(self, chosen: Sequence[Packed]) -> Iterator[None]:
+        """Hold the U-Net's weights in the state that the rows of one evaluation need; their owners are jobs."""
+        groups = [(packed.run.num_rows, packed.owner.loras) for packed in chosen]
+        with self.adapters.by_rows(groups), told_in_one_line(chosen[0].owner.request):
+            yield
 
     def check_repeats(
         self, record: PictureRecord, request: GenerateRequest, pictures: Mapping[str, Image.Image] | None = None
