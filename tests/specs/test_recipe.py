@@ -84,6 +84,7 @@ def test_changes_reach_every_depth(path):
         ('model.train=["text_encoder"]', ("model.train", "unet")),
         ('compile=["vae"]', ("compile", "'vae'", "unet, text_encoder")),
         ('model.freeze=["text_encoder_2.encoder"]', ("model.freeze", "text_encoder_2.encoder")),
+        ('model.words=["two words"]', ("model.words", "single words")),
         ("optimizer.lr_factors={text_encoder_2=0.1}", ("optimizer.lr_factors", "text_encoder_2")),
         ("lr_schedule.warmup_steps=100", ("lr_schedule.warmup_steps", "fewer than steps 100")),
         ("lr_schedule.final_factor=0.1", ("lr_schedule.final_factor", "nothing with kind constant")),
@@ -95,6 +96,13 @@ def test_changes_reach_every_depth(path):
 def test_mistakes_are_one_line_that_names_them(path, change, words):
     message = refused(path, change)
     assert all(word in message for word in words), message
+
+
+def test_words_need_a_text_encoder_that_learns_them(path):
+    word = 'model.words=["new"]'
+    assert "a file of adapters holds no words" in refused(path, word, "model.lora.rank=2")
+    assert "with a text encoder in model.train" in refused(path, word, 'model.train=["unet"]', "model.freeze_after={}")
+    assert TrainRecipe.read(path, [word]).model.words == ("new",)
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from vega_diffusion.cli.main import main
 from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.engine import Engine
+from vega_diffusion.models.checkpoint import load_tokenizer
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.specs.request import GenerateRequest
 from vega_diffusion.training.class_pictures import fill_class_pictures
+from vega_diffusion.training.components import locate, read_component
 from vega_diffusion.training.data_report import report_data
 from vega_diffusion.training.metrics import read_metrics
 from vega_diffusion.training.previews import previews
@@ -101,6 +104,25 @@ def test_a_subject_and_its_class_are_trained_watched_and_resumed(recipe: Path, t
     (classes,) = (tmp_path / "home/class_pictures").iterdir()
     assert sorted(path.name for path in classes.glob("*.png")) == ["class-00000000.png", "class-00000001.png"]
     assert before == {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*") if path.is_file()}
+
+
+def test_a_word_is_learnt_and_nothing_else_of_the_text_encoders(recipe: Path):
+    both = 'model.train=["unet", "text_encoder", "text_encoder_2"]'
+    changes = [both, "model.lora=none", 'model.words=["sks"]', "data.prior=none", "sample_every=none"]
+    options = [part for change in changes for part in ("--set", change)]
+    assert main(["train", str(recipe), "--run-name", "straight", *options]) == 0
+    assert main(["train", str(recipe), "--run-name", "cut", *options, "--set", "steps=2"]) == 0
+    assert main(["train", str(recipe), "--run-name", "cut", *options]) == 0
+    folder = resolve_model("vega-mini")
+    tokenizers = load_tokenizer(folder, "tokenizer"), load_tokenizer(folder, "tokenizer_2")
+    for name, tokenizer in zip(("text_encoder", "text_encoder_2"), tokenizers, strict=True):
+        own, again = (load_file(RunDirectory(run).ema / name / "model.safetensors") for run in ("straight", "cut"))
+        assert all(torch.equal(own[key], again[key]) for key in own)
+        first = read_component(name, locate("vega-mini", name))
+        learnt = read_component(name, RunDirectory("straight").ema / name / "model.safetensors")
+        (key,) = [key for key in first if not torch.equal(first[key], learnt[key])]
+        (row,) = (first[key] != learnt[key]).any(1).nonzero().flatten().tolist()
+        assert row == tokenizer("sks").input_ids[1]
 
 
 def test_class_pictures_are_what_the_model_draws_and_only_missing_ones_are_drawn(recipe: Path, tmp_path: Path):

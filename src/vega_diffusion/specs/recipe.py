@@ -89,6 +89,8 @@ class TrainedModelSpec(StrictSpec):
             averaged weights of another run. For a trained component these are its first weights.
         surgery: Makes the U-Net's first weights out of a teacher's by a layer map.
         lora: The trained components learn by low-rank adapters alone; what is published are the adapters.
+        words: New words, such as the name of a style: of the trained text encoders nothing learns but the embedding of
+            each word's first token, so that what is said without these words is encoded as before.
         dtype: In which weights are held. Adapters are always fp32; without them bf16 needs
             `optimizer.stochastic_rounding`, and fp16 is for the frozen weights below adapters.
     """
@@ -100,6 +102,7 @@ class TrainedModelSpec(StrictSpec):
     weights: dict[Component, str] = {}
     surgery: SurgerySpec | None = None
     lora: LoraSpec | None = None
+    words: tuple[str, ...] = ()
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @property
@@ -216,6 +219,7 @@ class TrainRecipe(StrictSpec):
                 "nothing with model.lora: adapters are of no use without what they sit on",
                 "carve a folder with vega map carve and name it as model.base",
             )
+        self._check_words()
         self._check_pictures()
         if kind in ("scene_text", "scene_checking", "tiny_autoencoding") and self.sample_every is not None:
             raise InvalidValue("sample_every", self.sample_every, f"nothing for {kind} (no pictures)", "remove it")
@@ -240,6 +244,20 @@ class TrainRecipe(StrictSpec):
                 "lr_schedule.warmup_steps", self.lr_schedule.warmup_steps, f"fewer than steps {self.steps}", "lower it"
             )
         return self
+
+    def _check_words(self) -> None:
+        """Check that new words have a text encoder that may learn them."""
+        words = self.model.words
+        if not words:
+            return
+        if any(not word.strip() or len(word.split()) > 1 for word in words):
+            raise InvalidValue("model.words", list(words), "single words", "write each as an entry of its own")
+        if not {"text_encoder", "text_encoder_2"} & set(self.model.train) or self.objective.kind != "denoising":
+            nothing = "nothing but for denoising with a text encoder in model.train"
+            raise InvalidValue("model.words", list(words), nothing, "add text_encoder and text_encoder_2 there")
+        if self.model.lora is not None:
+            nothing = "nothing with model.lora: a file of adapters holds no words"
+            raise InvalidValue("model.words", list(words), nothing, "remove one of the two")
 
     def _check_pictures(self) -> None:
         """Check what holds only where a run has pictures of its own, or adapters."""

@@ -26,6 +26,7 @@ from vega_diffusion.models.find import EMBEDDED, TEACHERS, is_hub_id, resolve_mo
 from vega_diffusion.models.layout import Precision, WeightName, from_published_key, read_json, weight_filename
 from vega_diffusion.models.lora import save_lora
 from vega_diffusion.models.surgery import carve
+from vega_diffusion.models.words import with_plain_table
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.known_maps import find_map
 from vega_diffusion.specs.objective import DenoisingSpec
@@ -222,7 +223,7 @@ def publish_components(student: Student, folder: Path) -> None:
                 (where / name).mkdir(parents=True)
                 write_checker(where / name, module)
             else:
-                write_weights(where, cast(WeightName, name), module, ("fp32",))
+                write_weights(where, cast(WeightName, name), with_plain_table(module), ("fp32",))
 
     write_folder(folder, write)
 

@@ -21,6 +21,7 @@ from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.attention import use_training_attention
 from vega_diffusion.models.lora import add_lora, is_adapter
+from vega_diffusion.models.words import learn_words
 from vega_diffusion.objectives.autoencoding import measure_scaling, start_fresh
 from vega_diffusion.objectives.before import ModelBefore
 from vega_diffusion.objectives.build import build_denoising, build_heads, build_objective
@@ -44,6 +45,7 @@ from vega_diffusion.training.components import (
     warm_start,
     with_own_autoencoder,
 )
+from vega_diffusion.training.encoders import load_tokenizers
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
 from vega_diffusion.training.run_directory import RunDirectory, vega_home
 from vega_diffusion.training.sample_budget import sample_interval
@@ -208,6 +210,7 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     if recipe.model.lora is not None:
         for name, module in trained.items():
             add_lora(module, recipe.model.lora, derive_seed(recipe.seed, "lora", name))
+    _learn_words(recipe, spec, trained)
     if "unet" in trained and not recipe.compile:
         use_training_attention(trained["unet"])
     for module in trained.values():
@@ -219,6 +222,17 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
         enable(student.get_submodule("unet"), recipe.activation_checkpointing)
     teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
     return RunParts(spec, student.train(), frozen, teachers, inputs, before)
+
+
+def _learn_words(recipe: TrainRecipe, spec: ModelSpec, trained: Mapping[str, nn.Module]) -> None:
+    """Let the recipe's words, and nothing else, learn in the text encoders that learn."""
+    if not recipe.model.words:
+        return
+    pair = load_tokenizers(recipe, spec)
+    for name, tokenizer in zip(("text_encoder", "text_encoder_2"), pair.tokenizers, strict=True):
+        if name in trained:
+            # The first of several: what begins a rare word is no word of its own, what ends it may be one ("ne", "on").
+            learn_words(trained[name], [tokenizer(word).input_ids[1] for word in recipe.model.words])
 
 
 def model_before(recipe: TrainRecipe, spec: ModelSpec, trained: Mapping[str, nn.Module]) -> ModelBefore | None:

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.lora import is_adapter
+from vega_diffusion.models.words import learns_words
 
 
 class Student(nn.Module):
     """A bundle of named components, such as `unet` and `text_encoder`; each is a child module.
+
+    Of a component with a table of words (`models/words.py`) these alone learn.
 
     Args:
         components: Name -> module that learns and is published.
@@ -45,6 +48,7 @@ class Student(nn.Module):
         self.freeze = tuple(freeze)
         self.freeze_after = dict(freeze_after or {})
         self.by_adapters = by_adapters
+        self._by_words = frozenset(name for name, module in components.items() if learns_words(module))
         for name in self.freeze:
             self.module_named(name, "model.freeze")
         self.set_trainable(0)
@@ -89,5 +93,7 @@ class Student(nn.Module):
             return False
         component = name.split(".")[0]
         if self.by_adapters and component in self.component_names and not is_adapter(name):
+            return False
+        if component in self._by_words and not name.endswith(".words"):
             return False
         return step < self.freeze_after.get(component, step + 1)

@@ -18,6 +18,7 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends import openvino_graphs, openvino_runtime
 from vega_diffusion.inference.backends.faults import BackendFault, Fault, NotFinite, Route
 from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser, open_first
+from vega_diffusion.inference.backends.openvino_denoiser import batches
 from vega_diffusion.inference.backends.openvino_runtime import CpuFeatures, cpu_features
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Precision, Question, joined
 from vega_diffusion.inference.backends.store import INDEX
@@ -123,10 +124,32 @@ def test_one_thread_is_one_thread(converted: Converted) -> None:
     assert network.num_threads == 1
 
 
+@pytest.mark.parametrize("rows", [*range(1, 18), 100])
+def test_rows_are_evaluated_in_powers_of_two(rows: int) -> None:
+    sizes = batches(rows)
+    assert sum(sizes) == rows
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) <= {1, 2, 4, 8}
+    assert len(sizes) <= rows // 8 + 3
+
+
+def test_few_networks_serve_every_number_of_rows(converted: Converted) -> None:
+    home, unet = converted
+    denoiser: Any = reopen(home, "fp32", max_shapes=10)
+    question = ask(unet, 11)
+    expected, deep = TorchEager(lambda: unet).full(question)
+    for rows in (11, 7, 5, 3):
+        some = question.mapped(lambda tensor: tensor[:rows])  # noqa: B023
+        prediction, own = denoiser.full(some)
+        torch.testing.assert_close(prediction, expected[:rows], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(own, deep[:rows], atol=1e-5, rtol=1e-4)
+    assert len(denoiser._guarded._graphs.compiled()) == 4
+
+
 def test_few_shapes_stay_compiled(converted: Converted) -> None:
     home, unet = converted
     denoiser: Any = reopen(home, "fp32", max_shapes=2)
-    for rows in (1, 2, 3):
+    for rows in (1, 2, 4):
         denoiser.predict(ask(unet, rows))
     assert len(denoiser._guarded._graphs.compiled()) == 2
     denoiser.close()

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 OpenGraphs = Callable[[Precision], Graphs]
 
 
+LARGEST = 8
+"""Most rows of one evaluation: on a CPU more rows at once gain nothing (`docs/engine.md`)."""
+
+
+def batches(rows: int) -> list[int]:
+    """Return the powers of two in which rows are evaluated: few networks serve every number of rows."""
+    sizes = [LARGEST] * (rows // LARGEST)
+    rest = rows % LARGEST
+    return sizes + [2**power for power in reversed(range(LARGEST.bit_length())) if rest & 2**power]
+
+
 class Guarded:
     """Networks that are opened again in wider numbers when they give values that are not finite from finite ones."""
 
@@ -43,11 +54,19 @@ class Guarded:
         return InUse("openvino", precision, bool(compiled), compiled[0].devices if compiled else ("CPU",))
 
     def run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
-        """Return the outputs of a graph.
+        """Return the outputs of a graph for rows, which are evaluated in `batches`.
 
         Raises:
             NotFinite: They are not finite even in float32, though the inputs are.
         """
+        found, start = [], 0
+        for size in batches(len(next(iter(inputs.values())))):
+            rows = slice(start, start + size)
+            found.append(self._run(graph, {name: array[rows] for name, array in inputs.items()}))
+            start += size
+        return found[0] if len(found) == 1 else [numpy.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def _run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
         while True:
             graphs = self._graphs
             outputs = graphs.run(graph, inputs)
