@@ -106,10 +106,12 @@ def test_a_subject_and_its_class_are_trained_watched_and_resumed(recipe: Path, t
     assert before == {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*") if path.is_file()}
 
 
-def test_a_word_is_learnt_and_nothing_else_of_the_text_encoders(recipe: Path):
+def test_a_word_is_learnt_and_nothing_else_of_the_text_encoders(recipe: Path, capsys: pytest.CaptureFixture[str]):
     both = 'model.train=["unet", "text_encoder", "text_encoder_2"]'
     changes = [both, "model.lora=none", 'model.words=["sks"]', "data.prior=none", "sample_every=none"]
     options = [part for change in changes for part in ("--set", change)]
+    assert main(["train", str(recipe), "--run-name", "warm", *options, "--init-from", "vega-mini"]) == 2
+    assert "nothing with model.words" in capsys.readouterr().err
     assert main(["train", str(recipe), "--run-name", "straight", *options]) == 0
     assert main(["train", str(recipe), "--run-name", "cut", *options, "--set", "steps=2"]) == 0
     assert main(["train", str(recipe), "--run-name", "cut", *options]) == 0

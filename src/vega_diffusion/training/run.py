@@ -108,8 +108,9 @@ def run_recipe(
         raise InvalidValue(
             "--init-from", init_from, "nothing where the encoder is frozen", "name the weights in model.weights.vae"
         )
-    if init_from is not None and recipe.model.lora is not None:
-        raise InvalidValue("--init-from", init_from, "nothing with model.lora", "name the weights in model.weights")
+    for field, value in (("model.lora", recipe.model.lora), ("model.words", recipe.model.words)):
+        if init_from is not None and value:
+            raise InvalidValue("--init-from", init_from, f"nothing with {field}", "name the weights in model.weights")
     accelerator = make_accelerator(recipe, device)
     recipe = fitted(recipe, accelerator.device, warn)
     directory.create()

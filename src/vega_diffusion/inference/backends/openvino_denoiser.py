@@ -22,7 +22,7 @@ OpenGraphs = Callable[[Precision], Graphs]
 
 
 LARGEST = 8
-"""Most rows of one evaluation: on a CPU more rows at once gain nothing (`docs/engine.md`)."""
+"""Most rows of one evaluation: on one thread of a CPU more rows at once saved little (`docs/log.md`, 2026-11-26)."""
 
 
 def batches(rows: int) -> list[int]:
