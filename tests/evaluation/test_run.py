@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_and_resumed_equals_an_unbroken_one(
     def killing_worker() -> Worker:
         worker = make_worker(broken)
 
-        def work(asked: SuitePrompt) -> list[JudgedPicture]:
+        def work(asked: Sequence[SuitePrompt]) -> list[JudgedPicture]:
             nonlocal made
             found = worker(asked)
             made += 1
@@ -106,8 +106,8 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, checker: tuple[Path, 
 
 
 def writing_worker(folder: Path) -> Worker:
-    def work(asked: SuitePrompt) -> list[JudgedPicture]:
-        found = judged(asked, *[True] * len(asked.seeds))
+    def work(asked: Sequence[SuitePrompt]) -> list[JudgedPicture]:
+        found = [two for one in asked for two in judged(one, *[True] * len(one.seeds))]
         for one in found:
             (folder / one.file).write_bytes(b"picture")
         return found
@@ -127,7 +127,7 @@ def test_only_prompts_with_all_lines_and_pictures_count_as_done(tmp_path: Path) 
 
         def counting() -> Worker:
             worker = writing_worker(tmp_path)
-            return lambda asked: drawn.append(asked.id) or worker(asked)
+            return lambda asked: drawn.extend(one.id for one in asked) or worker(asked)
 
         assert run_prompts(run, PROMPTS, counting) == first
         assert drawn == [PROMPTS[0].id, PROMPTS[3].id]

@@ -8,12 +8,15 @@ from pathlib import Path
 from vega_diffusion.benchmarks.report import Measurement
 
 
-def measure(experiment: Path = Path("benchmarks/experiments/distillation.toml"), processes: int = 1) -> Measurement:
+def measure(
+    experiment: Path = Path("benchmarks/experiments/distillation.toml"), processes: int = 1, at_once: int = 1
+) -> Measurement:
     """Train what is not trained yet, then compute every student's loss on the same held-out samples.
 
     Args:
         experiment: The experiment's file.
         processes: Of every training.
+        at_once: How many trainings share the machine; more than 1 fills a GPU.
 
     Raises:
         VegaError: The experiment cannot be read, or a training failed.
@@ -22,7 +25,7 @@ def measure(experiment: Path = Path("benchmarks/experiments/distillation.toml"),
     from vega_diffusion.specs.experiment import ExperimentSpec
 
     spec = ExperimentSpec.read(experiment)
-    found = list(run_phase(spec, experiment.stem, "matrix", spec.configurations, processes, _say))
+    found = list(run_phase(spec, experiment.stem, "matrix", spec.configurations, processes, _say, at_once))
     references = {one.configuration: f"run:{one.run}" for one in found}
     losses = held_out(spec, references | {name.removeprefix("run:"): name for name in spec.teachers})
     order = sorted(references, key=lambda name: losses[name])

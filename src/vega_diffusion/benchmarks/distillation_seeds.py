@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from vega_diffusion.benchmarks.comparison import interval_text
 from vega_diffusion.benchmarks.report import Measurement
-from vega_diffusion.errors import MissingFile
+from vega_diffusion.errors import MissingFile, VegaError
 
 if TYPE_CHECKING:
     from vega_diffusion.evaluation.results import EvaluationResult
     from vega_diffusion.specs.experiment import ExperimentSpec
 
 EXPERIMENT = Path("benchmarks/experiments/distillation.toml")
+SCORED_IN = "float32"
+"""On every device, so that students drawn on a GPU and on a CPU are drawn in the same numbers."""
 
 
-def measure(experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None = None) -> Measurement:
+def measure(
+    experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None = None, at_once: int = 1
+) -> Measurement:
     """Train, export and score what is not yet, teachers too; every seed's score is kept.
 
     Args:
         experiment: The experiment's file.
         processes: Of every training and drawing.
         limit: Prompts of each kind, for a quick look; all unless given.
+        at_once: How many runs, and then scorings, share the machine; more than 1 fills a GPU.
 
     Raises:
         MissingFile: The matrix was not run.
@@ -48,16 +55,18 @@ def measure(experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None
     kinds: dict[str, list[dict[str, float]]] = {}
     styles: dict[str, dict[str, float]] = {}
     results: dict[tuple[str, int], EvaluationResult] = {}
-    for one in run_phase(spec, experiment.stem, "seeds", chosen, processes, _say):
-        result, seen = _scored(f"run:{one.run}", one.run, processes, limit)
+    trained = list(run_phase(spec, experiment.stem, "seeds", chosen, processes, _say, at_once))
+    wanted = [*(f"run:{one.run}" for one in trained), *spec.teachers]
+    if at_once > 1:
+        _score_at_once(wanted, limit, at_once)
+    for one in trained:
+        result, seen = _scored(f"run:{one.run}", processes, limit)
         assert result.overall is not None
         scores.setdefault(one.configuration, []).append(result.overall)
         kinds.setdefault(one.configuration, []).append({str(k): v for k, v in {**result.kinds, **result.rows}.items()})
         styles.setdefault(one.configuration, seen)
         results[one.configuration, one.seed] = result
-    taught = {
-        name.removeprefix("run:"): _scored(name, name.removeprefix("run:"), processes, limit) for name in spec.teachers
-    }
+    taught = {name.removeprefix("run:"): _scored(name, processes, limit) for name in spec.teachers}
     return Measurement(
         samples={f"{name}_overall": values for name, values in scores.items()},
         summary={
@@ -77,21 +86,45 @@ def measure(experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None
     )
 
 
-def _scored(reference: str, name: str, processes: int, limit: int | None) -> tuple[EvaluationResult, dict[str, float]]:
-    """Export a run as a model folder where it is none yet, evaluate it, and count the styles of its pictures."""
+def _scored(reference: str, processes: int, limit: int | None) -> tuple[EvaluationResult, dict[str, float]]:
+    """Evaluate a run or a model, and count the styles of its pictures."""
     from vega_diffusion.evaluation.evaluate import EvaluationRequest, evaluate
+
+    _say(f"scoring {reference}")
+    request = EvaluationRequest(model=_model(reference), split="dev", processes=processes, limit=limit, dtype=SCORED_IN)
+    done = evaluate(request)
+    return done.result, style_shares(done.folder)
+
+
+def _score_at_once(references: Sequence[str], limit: int | None, at_once: int) -> None:
+    """Evaluate several by programs of their own; `_scored` then finds them finished.
+
+    Raises:
+        VegaError: One of them failed; what it said stands above.
+    """
+
+    def score(reference: str) -> None:
+        command = [sys.executable, "-m", "vega_diffusion.cli.main", "evaluate", _model(reference), "--split", "dev"]
+        command += ["--dtype", SCORED_IN, *([] if limit is None else ["--limit", str(limit)])]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise VegaError(f"{reference}: scoring ended early; see above, then run the command again")
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(score, references))
+
+
+def _model(reference: str) -> str:
+    """Return what `vega evaluate` calls a run or a model; a run is exported as a model folder where it is none yet."""
     from vega_diffusion.training.publish import export_run
     from vega_diffusion.training.run_directory import vega_home
 
-    model = reference
-    if reference.startswith("run:"):
-        folder = vega_home() / "experiments" / name
-        if not folder.is_dir():
-            export_run(name, folder, name, ("fp16",))
-        model = str(folder)
-    _say(f"scoring {name}")
-    done = evaluate(EvaluationRequest(model=model, split="dev", processes=processes, limit=limit))
-    return done.result, style_shares(done.folder)
+    if not reference.startswith("run:"):
+        return reference
+    name = reference.removeprefix("run:")
+    folder = vega_home() / "experiments" / name
+    if not folder.is_dir():
+        export_run(name, folder, name, ("fp16",))
+    return str(folder)
 
 
 def style_shares(folder: Path) -> dict[str, float]:

@@ -10,15 +10,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import nn
 
 from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.components import choose_device
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.objectives.build import build_denoising
 from vega_diffusion.specs.experiment import ConfigurationSpec, ExperimentSpec, Phase
@@ -62,21 +63,38 @@ def run_phase(
     configurations: tuple[ConfigurationSpec, ...],
     processes: int,
     say: Callable[[str], None],
+    at_once: int = 1,
 ) -> Iterator[RunOutcome]:
-    """Train what is not trained yet, every seed of a configuration after the other, and yield each run as it ends.
+    """Train what is not trained yet, a seed of all configurations after the other, and yield each run in that order.
+
+    Args:
+        experiment: What is compared.
+        name: First part of the names of all runs.
+        phase: Which of its phases.
+        configurations: Those that take part.
+        processes: Of every training.
+        say: Called with a line for each run that begins.
+        at_once: How many runs share the machine: a GPU is not filled by one mini network, a CPU is.
 
     Raises:
         VegaError: A run failed; what it said stands above.
     """
-    for configuration in configurations:
-        of_phase = experiment.matrix if phase == "matrix" else experiment.seeds
-        for seed in of_phase.seeds:
-            run = run_name(name, phase, configuration.name, seed)
-            recipe = experiment.recipe_of(configuration, phase, seed)
-            if not RunDirectory(run).is_done(recipe.steps):
-                say(f"training {run}")
-                _train(experiment, configuration, phase, seed, run, processes)
-            yield RunOutcome(configuration.name, seed, run, _rate(RunDirectory(run)))
+    of_phase = experiment.matrix if phase == "matrix" else experiment.seeds
+    wanted = [(configuration, seed) for seed in of_phase.seeds for configuration in configurations]
+
+    def finished(one: tuple[ConfigurationSpec, int]) -> RunOutcome:
+        configuration, seed = one
+        run = run_name(name, phase, configuration.name, seed)
+        if not RunDirectory(run).is_done(experiment.recipe_of(configuration, phase, seed).steps):
+            say(f"training {run}")
+            _train(experiment, configuration, phase, seed, run, processes)
+        return RunOutcome(configuration.name, seed, run, _rate(RunDirectory(run)))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield from pool.map(finished, wanted)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def held_out(experiment: ExperimentSpec, references: dict[str, str]) -> dict[str, float]:
@@ -92,10 +110,11 @@ def held_out(experiment: ExperimentSpec, references: dict[str, str]) -> dict[str
     recipe = recipe.model_copy(update={"data": data})
     spec = find_spec(recipe.model.base)
     frozen = frozen_components(recipe, spec)
-    source = build_source(recipe, spec, torch.device("cpu"), frozen)
+    device = choose_device("auto")
+    source = build_source(recipe, spec, device, frozen)
     task = build_denoising(DenoisingSpec(), spec, frozen)
     loaders = {name: partial(_unet, where) for name, where in references.items()}
-    return held_out_losses(loaders, task, source, count, min(count, recipe.micro_batch_size))
+    return held_out_losses(loaders, task, source, count, min(count, recipe.micro_batch_size), device=device)
 
 
 def _unet(reference: str) -> nn.Module:

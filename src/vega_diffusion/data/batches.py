@@ -28,8 +28,13 @@ class Batch:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on `device`."""
-        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        """Return the batch with its tensors on `device`; from pinned memory the host does not wait for the copy."""
+        tensors = {name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors.items()}
+        return Batch(self.sample_ids, tensors, self.captions)
+
+    def pinned(self) -> Batch:
+        """Return the batch in memory that an accelerator reads by itself."""
+        tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
         return Batch(self.sample_ids, tensors, self.captions)
 
 

@@ -20,14 +20,15 @@ class ShuffledOrder:
         if size % block:
             raise AssertionError(f"block {block} does not divide {size}")
         self.size, self.seed, self.block = size, seed, block
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+        self._last = -1, torch.empty(0, dtype=torch.int64)
 
     def index(self, position: int) -> int:
         """Return the item at a position of the run."""
         epoch, place = divmod(position, self.size)
         block, within = divmod(place, self.block)
-        if epoch != self._epoch:  # only a cache: the permutation depends on (seed, epoch) alone
+        known, permutation = self._last  # together: samples are loaded in more than one thread
+        if epoch != known:  # only a cache: the permutation depends on (seed, epoch) alone
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._permutation = torch.randperm(self.size // self.block, generator=generator)
-            self._epoch = epoch
-        return int(self._permutation[block]) * self.block + within
+            permutation = torch.randperm(self.size // self.block, generator=generator)
+            self._last = epoch, permutation
+        return int(permutation[block]) * self.block + within

@@ -78,4 +78,8 @@ class PositionRng:
         return [torch.Generator().manual_seed(derive_seed(self.seed, p, purpose)) for p in self.positions]
 
     def _placed(self, drawn: Tensor) -> Tensor:
-        return drawn if self.device.type == "cpu" else drawn.to(self.device, non_blocking=True)
+        if self.device.type == "cpu":
+            return drawn
+        # Only a copy from pinned memory lets the host go on while the device is still at the step before.
+        ready = drawn.pin_memory() if self.device.type == "cuda" else drawn
+        return ready.to(self.device, non_blocking=True)

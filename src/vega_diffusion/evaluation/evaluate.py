@@ -21,6 +21,7 @@ from vega_diffusion.evaluation.workers import (
     RenderJob,
     check_model,
     open_checker,
+    prompts_at_once,
     renders_digest,
 )
 from vega_diffusion.training.run_directory import vega_home
@@ -86,7 +87,14 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
         result = _finished_before(folder, suite)
         if result is None:
             processes = request.processes or (processes_here() if identity.settings["device"] == "cpu" else 1)
-            judged = run_prompts(folder, prompts, job.open, processes=processes, label=request.model)
+            judged = run_prompts(
+                folder,
+                prompts,
+                job.open,
+                processes=processes,
+                label=request.model,
+                at_once=prompts_at_once(job.device),
+            )
             rendered = _ceiling(job, suite, processes)
             here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
             result = make_result(

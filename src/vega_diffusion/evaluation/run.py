@@ -2,6 +2,7 @@
 
 The unit of work is one prompt: its pictures share a U-Net call, and nothing else does. So a picture depends on the
 model, the prompt and its seeds, never on how many processes work, in which order, or after how many interruptions.
+On an accelerator, which four small pictures leave idle, several prompts are one unit (`workers.py` says how many).
 Who draws (`workers.py`) and where results lie (`run_folder.py`) is not decided here.
 """
 
@@ -22,8 +23,8 @@ from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation.run_folder import JudgedPicture, RunFolder
 from vega_diffusion.specs.evaluation import SuitePrompt
 
-Worker = Callable[[SuitePrompt], list[JudgedPicture]]
-"""Draws and judges one prompt, and writes its pictures."""
+Worker = Callable[[Sequence[SuitePrompt]], list[JudgedPicture]]
+"""Draws and judges some prompts, and writes their pictures."""
 
 MakeWorker = Callable[[], Worker]
 """Loads what a worker needs; for several processes it must survive pickling."""
@@ -33,7 +34,13 @@ _WORTH_A_PROCESS = 4  # prompts; fewer are drawn sooner than another process has
 
 
 def run_prompts(
-    folder: RunFolder, prompts: Sequence[SuitePrompt], make_worker: MakeWorker, *, processes: int = 1, label: str = ""
+    folder: RunFolder,
+    prompts: Sequence[SuitePrompt],
+    make_worker: MakeWorker,
+    *,
+    processes: int = 1,
+    label: str = "",
+    at_once: int = 1,
 ) -> list[JudgedPicture]:
     """Draw and judge whatever of the prompts is still missing in a folder.
 
@@ -43,6 +50,7 @@ def run_prompts(
         make_worker: Called once a process, and not at all where nothing is missing.
         processes: How many processes work; the result does not depend on it.
         label: What the progress bar on stderr says.
+        at_once: How many prompts a worker is given at once.
 
     Returns:
         All judged pictures in the order of the prompts.
@@ -51,13 +59,12 @@ def run_prompts(
 
     done = folder.finished(prompts)
     missing = [prompt for prompt in prompts if prompt.id not in done]
+    units = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
     total = sum(len(prompt.seeds) for prompt in prompts)
     there = sum(len(judged) for judged in done.values())
     with tqdm(total=total, initial=there, unit="picture", desc=label or None, file=sys.stderr, disable=None) as bar:
         began = time.monotonic()
-        with closing(
-            _results(missing, make_worker, min(processes, max(1, len(missing) // _WORTH_A_PROCESS)))
-        ) as results:
+        with closing(_results(units, make_worker, min(processes, max(1, len(missing) // _WORTH_A_PROCESS)))) as results:
             for judged in results:
                 folder.add(judged)
                 folder.add_seconds(time.monotonic() - began)
@@ -72,18 +79,20 @@ def processes_here() -> int:
     return min(cores, MAX_PROCESSES)
 
 
-def _results(prompts: Sequence[SuitePrompt], make_worker: MakeWorker, processes: int) -> Generator[list[JudgedPicture]]:
-    if not prompts:
+def _results(
+    units: Sequence[Sequence[SuitePrompt]], make_worker: MakeWorker, processes: int
+) -> Generator[list[JudgedPicture]]:
+    if not units:
         return
     if processes == 1:
         worker = make_worker()
-        for prompt in prompts:
-            yield worker(prompt)
+        for unit in units:
+            yield worker(unit)
         return
     # Not forked: a fork of a process in which torch has threads may hang.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(make_worker,))
     try:
-        for future in as_completed([pool.submit(_work, prompt) for prompt in prompts]):
+        for future in as_completed([pool.submit(_work, unit) for unit in units]):
             yield _received(future.result())
     except BrokenProcessPool as error:
         raise VegaError(
@@ -119,12 +128,12 @@ def _begin(make_worker: MakeWorker) -> None:
         _worker["worker"] = str(error)
 
 
-def _work(prompt: SuitePrompt) -> list[JudgedPicture] | str:
+def _work(unit: Sequence[SuitePrompt]) -> list[JudgedPicture] | str:
     worker = _worker["worker"]
     if isinstance(worker, str):
         return worker
     try:
-        return worker(prompt)
+        return worker(unit)
     except VegaError as error:
         return str(error)
 

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from vega_diffusion.data.scenes.renderer import SceneRenderer
     from vega_diffusion.evaluation.run import Worker
     from vega_diffusion.inference.engine import Engine
+    from vega_diffusion.inference.images import GeneratedImage
 
 SIDE_PX = 128
 """The checker's pictures, and so the only size that can be evaluated."""
+
+_ON_ACCELERATORS = 16  # prompts that are drawn together: 128 guided rows
 
 RENDERS_VERSION = 1
 """Goes up when `renders.py` or the scene renderer draws other pixels: old ceilings are then not taken up."""
@@ -107,25 +110,53 @@ class ModelJob:
         engine = Engine.load(self.model, self.device, self.dtype, low_memory=False)
         return partial(self.work, engine, open_checker(self.checker, self.checker_sha256))
 
-    def work(self, engine: Engine, checker: Checker, prompt: SuitePrompt) -> list[JudgedPicture]:
-        """Draw a prompt's pictures in one U-Net call, write them, judge them."""
-        from vega_diffusion.inference.metadata import write_png
-        from vega_diffusion.inference.samplers import public_name
+    def work(self, engine: Engine, checker: Checker, prompts: Sequence[SuitePrompt]) -> list[JudgedPicture]:
+        """Draw some prompts' pictures, write them, judge them."""
+        if len(prompts) == 1:
+            return judge_pictures(prompts[0], self._drawn_alone(engine, prompts[0]), checker)
+        drawn = self._drawn_together(engine, prompts)
+        return [one for prompt in prompts for one in judge_pictures(prompt, drawn[prompt.id], checker)]
 
+    def _drawn_alone(self, engine: Engine, prompt: SuitePrompt) -> list[Image.Image]:
+        """Draw a prompt's pictures in one U-Net call."""
         # Its own number of pictures and nothing else decides what shares a U-Net call.
         engine.max_batch = len(prompt.seeds)
+        request = self._request(engine, prompt)
+        return [self._written(prompt, picture) for picture in engine.stream(request)]
+
+    def _drawn_together(self, engine: Engine, prompts: Sequence[SuitePrompt]) -> dict[str, list[Image.Image]]:
+        """Draw the pictures of several prompts in the same U-Net calls; returned by prompt, in the order of seeds."""
+        from vega_diffusion.inference.engine import GUIDED_ROWS
+
+        requests = [self._request(engine, prompt) for prompt in prompts]
+        rows = GUIDED_ROWS * sum(request.num_images for request in requests)
+        found: dict[str, dict[int, Image.Image]] = {prompt.id: {} for prompt in prompts}
+        for number, picture in engine.stream_many(requests, max_rows=rows):
+            prompt = prompts[number]
+            found[prompt.id][picture.seed] = self._written(prompt, picture)
+        return {prompt.id: [found[prompt.id][seed] for seed in prompt.seeds] for prompt in prompts}
+
+    def _request(self, engine: Engine, prompt: SuitePrompt) -> GenerateRequest:
         plain = self.settings.request(prompt.prompt, None, 0, 1).resolved(engine.components.spec.generation)
         # Without guidance nothing can be moved away from.
         negative = prompt.negative_prompt if (plain.guidance_scale or 0) > 1 else None
-        request = self.settings.request(prompt.prompt, negative, prompt.seeds[0], len(prompt.seeds))
-        pictures = []
-        for picture in engine.stream(request):
-            if picture.record.model_digest != self.digest:
-                raise VegaError(f"model: {self.model!r} has changed since the evaluation began; run the command again")
-            path = self.folder / picture_file(prompt, picture.seed)
-            write_png(picture.image, path, picture.record, public_name(picture.record.request.sampler or ""))
-            pictures.append(picture.image)
-        return judge_pictures(prompt, pictures, checker)
+        return self.settings.request(prompt.prompt, negative, prompt.seeds[0], len(prompt.seeds))
+
+    def _written(self, prompt: SuitePrompt, picture: GeneratedImage) -> Image.Image:
+        """Write a picture's file.
+
+        Raises:
+            VegaError: The model is not the one that the evaluation began with.
+        """
+        from vega_diffusion.inference.metadata import write_png
+        from vega_diffusion.inference.samplers import public_name
+
+        record = picture.record
+        if record.model_digest != self.digest:
+            raise VegaError(f"model: {self.model!r} has changed since the evaluation began; run the command again")
+        path = self.folder / picture_file(prompt, picture.seed)
+        write_png(picture.image, path, record, public_name(record.request.sampler or ""))
+        return picture.image
 
 
 @dataclass(frozen=True)
@@ -148,8 +179,11 @@ class RenderJob:
 
         return partial(self.work, SceneRenderer(sample_atlas()), open_checker(self.checker, self.checker_sha256))
 
-    def work(self, renderer: SceneRenderer, checker: Checker, prompt: SuitePrompt) -> list[JudgedPicture]:
+    def work(self, renderer: SceneRenderer, checker: Checker, prompts: Sequence[SuitePrompt]) -> list[JudgedPicture]:
         """Render one scene a seed, write the pictures, judge them."""
+        return [one for prompt in prompts for one in self._rendered(renderer, checker, prompt)]
+
+    def _rendered(self, renderer: SceneRenderer, checker: Checker, prompt: SuitePrompt) -> list[JudgedPicture]:
         from io import BytesIO
 
         pixels = renderer.render([scene_for(prompt, seed) for seed in prompt.seeds])
@@ -159,6 +193,11 @@ class RenderJob:
             picture.save(buffer, "PNG")
             write_whole(self.folder / picture_file(prompt, seed), buffer.getvalue())
         return judge_pictures(prompt, pictures, checker)
+
+
+def prompts_at_once(device: str) -> int:
+    """Return how many prompts share U-Net calls: one on a CPU, where pictures are then the same in any order."""
+    return 1 if device == "cpu" else _ON_ACCELERATORS
 
 
 def open_checker(folder: Path, sha256: str) -> Checker:

@@ -15,6 +15,7 @@ from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.objectives.denoising import Denoising
 
 SEED = 777
+CPU = torch.device("cpu")
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def held_out_losses(
     num_samples: int,
     batch_size: int,
     first_position: int = 0,
+    device: torch.device = CPU,
 ) -> dict[str, float]:
     """Return the mean weighted loss of each U-Net over the same samples.
 
@@ -35,15 +37,19 @@ def held_out_losses(
         num_samples: How many; a multiple of `batch_size`.
         batch_size: How many at once.
         first_position: Of the source.
+        device: Where the networks run; `task` is moved there.
     """
+    task.to(device)
     starts = range(first_position, first_position + num_samples, batch_size)
-    batches = [(source.load(range(start, start + batch_size)), range(start, start + batch_size)) for start in starts]
+    parts = [range(start, start + batch_size) for start in starts]
+    batches = [(source.load(part).to(device), part) for part in parts]
     found = {}
     for name, load in unets.items():
-        student = nn.ModuleDict({"unet": load().eval()})
+        student = nn.ModuleDict({"unet": load().eval()}).to(device)
         found[name] = sum(_total(task, student, batch, positions) for batch, positions in batches) / num_samples
     return found
 
 
 def _total(task: Denoising, student: nn.Module, batch: Batch, positions: range) -> float:
-    return float(task(student, batch, PositionRng(SEED, positions)).total) * len(positions)
+    device = batch.tensors["latents"].device
+    return float(task(student, batch, PositionRng(SEED, positions, device)).total) * len(positions)

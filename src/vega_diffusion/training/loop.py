@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ from vega_diffusion.training.guard import FiniteGuard, NotFinite, RunStopped, St
 from vega_diffusion.training.memory import free_memory, peak_gib, smaller_micro_batch
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
+from vega_diffusion.training.prefetch import Prefetch
 from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
@@ -151,6 +152,7 @@ class Trainer:
         self.student = student.to(accelerator.device)
         self.objective = objective
         objective.to(accelerator.device)
+        self._ahead = Prefetch(source, accelerator.device)
         self.publish, self.on_sample, self.warn = publish, on_sample, warn
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
@@ -248,6 +250,7 @@ class Trainer:
                 self._save(self.seconds_before + time.monotonic() - started)
         finally:
             bar.close()
+            self._ahead.close()
             if log is not None:
                 log.close()
         return TrainResult(self.step, time.monotonic() - started, last)
@@ -290,8 +293,9 @@ class Trainer:
         try:
             for start in starts:
                 last = start == starts[-1]
+                then = self.positions(step + 1)[:size] if last else positions[start + size : start + 2 * size]
                 with nullcontext() if last else self._no_sync():
-                    found.append(self._micro_step(step, positions[start : start + size], len(positions)))
+                    found.append(self._micro_step(step, positions[start : start + size], len(positions), then))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -305,9 +309,11 @@ class Trainer:
             self._averages.add(values, weight=share)
         return True
 
-    def _micro_step(self, step: int, positions: range, samples_of_rank: int) -> tuple[dict[str, Tensor], float]:
-        """Add the gradient of some samples; return their losses and their share of the step."""
-        batch, rng = self._drawn(positions)
+    def _micro_step(
+        self, step: int, positions: range, samples_of_rank: int, then: range
+    ) -> tuple[dict[str, Tensor], float]:
+        """Add the gradient of some samples; return their losses and their share of the step. `then` comes next."""
+        batch, rng = self._drawn(positions, then)
         values = self._losses(batch, rng)
         total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
@@ -320,12 +326,14 @@ class Trainer:
         positions = self.positions(self.step)[: self._micro_size]
         self._backward(self._losses(*self._drawn(positions))["total"])
 
-    def _drawn(self, positions: range) -> tuple[Batch, PositionRng]:
+    def _drawn(self, positions: range, then: range = range(0)) -> tuple[Batch, PositionRng]:
         """Return the samples at these positions of the run, and the randomness that goes with them."""
-        device = self.accelerator.device
-        drawn = positions if self._order is None else [self._order.index(position) for position in positions]
+        device, drawn = self.accelerator.device, self._ordered(positions)
         seed = derive_seed(self.recipe.seed, "objective")
-        return self.source.load(drawn).to(device), PositionRng(seed, drawn, device, positions.start)
+        return self._ahead.load(drawn, self._ordered(then)), PositionRng(seed, drawn, device, positions.start)
+
+    def _ordered(self, positions: range) -> Sequence[int]:
+        return positions if self._order is None else [self._order.index(position) for position in positions]
 
     def _losses(self, batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
         with self._kernel(), self.accelerator.autocast():
