@@ -142,13 +142,15 @@ def git(*arguments: str) -> str | None:
 def make_result(case: str, command: str, measurement: Measurement, *, threads: int, load_before: float) -> Result:
     """Put a measurement together with everything that one must know to repeat it.
 
-    Result files themselves do not make the code dirty: each case that runs writes one.
+    Result files themselves do not make the code dirty: each case that runs writes one. Where a copy of a checkout runs,
+    without its history, `$VEGA_COMMIT` says which commit it is a copy of; whether it was changed is then not known.
     """
-    changes = git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
+    copied = os.environ.get("VEGA_COMMIT")
+    changes = None if copied else git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
     return Result(
         case=f"{case}-{measurement.name}" if measurement.name else case,
         command=command,
-        commit=git("rev-parse", "HEAD"),
+        commit=copied or git("rev-parse", "HEAD"),
         dirty=None if changes is None else bool(changes),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=describe_hardware(),

@@ -87,7 +87,7 @@ class SpriteAtlas:
         levels = {LEVELS_PX[0]: self.sprites}
         for above, side in pairwise(LEVELS_PX):
             source = levels[above]
-            halves = torch.empty((len(source), 4, side, side), dtype=torch.uint8)
+            halves = torch.empty((len(source), 4, side, side), dtype=torch.uint8, device=source.device)
             for start in range(0, len(source), 256):
                 chunk = source[start : start + 256].float()
                 halves[start : start + 256] = torch.nn.functional.avg_pool2d(chunk, 2).round().to(torch.uint8)
