@@ -9,7 +9,10 @@ from vega_diffusion.benchmarks.report import Measurement
 
 
 def measure(
-    experiment: Path = Path("benchmarks/experiments/distillation.toml"), processes: int = 1, at_once: int = 1
+    experiment: Path = Path("benchmarks/experiments/distillation.toml"),
+    processes: int = 1,
+    at_once: int = 1,
+    changes: tuple[str, ...] = (),
 ) -> Measurement:
     """Train what is not trained yet, then compute every student's loss on the same held-out samples.
 
@@ -17,6 +20,7 @@ def measure(
         experiment: The experiment's file.
         processes: Of every training.
         at_once: How many trainings share the machine; more than 1 fills a GPU.
+        changes: To the recipes of all runs, as `path=value`: how the machine is used, as in `cuda_graphs=true`.
 
     Raises:
         VegaError: The experiment cannot be read, or a training failed.
@@ -24,7 +28,7 @@ def measure(
     from vega_diffusion.benchmarks.experiment import held_out, run_phase
     from vega_diffusion.specs.experiment import ExperimentSpec
 
-    spec = ExperimentSpec.read(experiment)
+    spec = ExperimentSpec.read(experiment).with_changes(changes)
     found = list(run_phase(spec, experiment.stem, "matrix", spec.configurations, processes, _say, at_once))
     references = {one.configuration: f"run:{one.run}" for one in found}
     losses = held_out(spec, references | {name.removeprefix("run:"): name for name in spec.teachers})

@@ -25,7 +25,11 @@ SCORED_IN = "float32"
 
 
 def measure(
-    experiment: Path = EXPERIMENT, processes: int = 1, limit: int | None = None, at_once: int = 1
+    experiment: Path = EXPERIMENT,
+    processes: int = 1,
+    limit: int | None = None,
+    at_once: int = 1,
+    changes: tuple[str, ...] = (),
 ) -> Measurement:
     """Train, export and score what is not yet, teachers too; every seed's score is kept.
 
@@ -34,6 +38,7 @@ def measure(
         processes: Of every training and drawing.
         limit: Prompts of each kind, for a quick look; all unless given.
         at_once: How many runs, and then scorings, share the machine; more than 1 fills a GPU.
+        changes: To the recipes of all runs, as `path=value`: how the machine is used, as in `cuda_graphs=true`.
 
     Raises:
         MissingFile: The matrix was not run.
@@ -43,7 +48,7 @@ def measure(
     from vega_diffusion.specs.experiment import ExperimentSpec
     from vega_diffusion.training.run_directory import RunDirectory
 
-    spec = ExperimentSpec.read(experiment)
+    spec = ExperimentSpec.read(experiment).with_changes(changes)
     runs = {
         one.name: run_name(experiment.stem, "matrix", one.name, spec.matrix.seeds[0]) for one in spec.configurations
     }

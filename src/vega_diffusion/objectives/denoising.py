@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,10 @@ class Denoising:
             question = self.before.answer(self, question, batch, rng)
         mse = squared_error(question.ask(student.get_submodule("unet")), question.target)
         return Loss.from_samples(mse * self.weights(question.timesteps, batch), {"mse": mse})
+
+    def decided(self, rng: PositionRng) -> Hashable | None:
+        """Return what Python decides of a batch's computation: nothing, unless the model as it was is asked, too."""
+        return "denoising" if self.before is None else None
 
     def question(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Question:
         """Draw timesteps and noise for a batch and encode its condition."""

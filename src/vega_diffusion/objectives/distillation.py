@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,12 @@ class Distillation:
         self.denoising.to(device)
         self.teachers.to(device)
 
+    def decided(self, rng: PositionRng) -> Hashable | None:
+        """Return who teaches a batch's samples, where it is one teacher for all of them and is asked anew."""
+        active = self.teachers.active(rng)
+        one = len(active) == 1 and self.teachers.teachers[active[0]].recall is None
+        return active[0] if one else None
+
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
         """Return the weighted loss; parts: `mse`, `output`, `feature`, `feature/MODULE`, `teacher/NAME` (a share)."""
         question = self.denoising.question(student, batch, rng)
@@ -57,8 +63,11 @@ class Distillation:
         terms: dict[str, Tensor] = {"mse": squared_error(answer, question.target)}
         for index, rows in assigned.items():
             found = self._compare(index, question, rows, answer, states, rng)
-            where = torch.tensor(rows, dtype=torch.int64, device=answer.device)
             found[f"teacher/{self.teachers.teachers[index].spec.name}"] = torch.ones(len(rows), device=answer.device)
+            if len(rows) == len(answer):  # one teacher for all of them: no other has terms of the same names
+                terms |= found
+                continue
+            where = torch.tensor(rows, dtype=torch.int64, device=answer.device)
             for name, values in found.items():
                 terms[name] = terms.get(name, torch.zeros_like(terms["mse"])).index_add(0, where, values)
         spec = self.spec

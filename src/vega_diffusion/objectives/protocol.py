@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,4 +43,16 @@ class Objective(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move the frozen helpers to a device."""
+        ...
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An objective whose computation on the device can be recorded and replayed for other samples."""
+
+    def decided(self, rng: PositionRng) -> Hashable | None:
+        """Return what Python decides of the computation for a batch: equal values, equal computations.
+
+        None where it depends on single samples, so that a record of one batch is worth nothing for another.
+        """
         ...

@@ -94,6 +94,10 @@ class ExperimentSpec(StrictSpec):
         """
         return cls.from_dict(read_toml(path))
 
+    def with_changes(self, changes: tuple[str, ...]) -> Self:
+        """Return the experiment with further changes to the recipes of all runs."""
+        return self.model_copy(update={"changes": (*self.changes, *changes)})
+
     def named(self, name: str) -> ConfigurationSpec:
         """Return the configuration of that name."""
         return next(one for one in self.configurations if one.name == name)

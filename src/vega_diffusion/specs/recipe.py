@@ -57,6 +57,7 @@ MAY_CHANGE = frozenset(
         "sample_every",
         "micro_batch_size",
         "activation_checkpointing",
+        "cuda_graphs",
         "sharding",
         "samples",
         "tracker",
@@ -159,9 +160,11 @@ class TrainRecipe(StrictSpec):
     alone and compute the rest again on the way back: a third more work for a fraction of the memory. "auto" takes the
     blocks that the free memory asks for, none if it can. With `sharding` full every process keeps a part of
     weights, gradients, moments and averages; otherwise all of them. `compile` names modules of the trained components
-    to compile, such as `vae.encoder`. `channels_last` lays out pictures and convolutions so that GPUs multiply them
-    faster. `tracker` gets numbers and samples beside `metrics.jsonl`. `max_grad_norm` clips the gradient's length. In a
-    TOML file, "none" stands for no value: `max_grad_norm = "none"` does not clip.
+    to compile, such as `vae.encoder`. `cuda_graphs` records a step of one micro-batch on a GPU and replays it: several
+    times as fast for mini networks, nothing elsewhere (the run says so). `channels_last` lays out pictures and
+    convolutions so that GPUs multiply them faster. `tracker` gets numbers and samples beside `metrics.jsonl`.
+    `max_grad_norm` clips the gradient's length. In a TOML file, "none" stands for no value: `max_grad_norm = "none"`
+    does not clip.
     """
 
     model: TrainedModelSpec
@@ -177,6 +180,7 @@ class TrainRecipe(StrictSpec):
     max_grad_norm: PositiveFloat | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: tuple[str, ...] = ()
+    cuda_graphs: bool = False
     activation_checkpointing: bool | Literal["auto"] | tuple[str, ...] = False
     sharding: Literal["none", "full"] = "none"
     save_every: PositiveInt = 500

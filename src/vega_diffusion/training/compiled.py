@@ -36,19 +36,34 @@ def check_compiled(
     compiled = _gradients(parameters, backward)
     with torch.compiler.set_stance("force_eager"):
         plain = _gradients(parameters, backward)
+    compare_gradients(plain, compiled, f"compile: {', '.join(names)} compiled", "train with --set compile=[]")
+
+
+def compare_gradients(plain: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, instead: str) -> None:
+    """Compare gradients of the same samples, computed plainly and in another way.
+
+    Args:
+        plain: By parameter.
+        other: Likewise.
+        what: The other way, for the message: "compile: unet compiled".
+        instead: What the user can do.
+
+    Raises:
+        VegaError: A gradient of the other way is missing or differs.
+    """
     longest = max((float(gradient.norm()) for gradient in plain.values()), default=0.0)
     worst, name = 0.0, ""
     for key, gradient in plain.items():
         length = float(gradient.norm())
         if length <= NEGLIGIBLE * longest:
             continue
-        difference = float((compiled[key] - gradient).norm()) / length if key in compiled else 1.0
+        difference = float((other[key] - gradient).norm()) / length if key in other else 1.0
         if not difference <= worst:
             worst, name = difference, key
     if not worst <= TOLERANCE:
         raise VegaError(
-            f"compile: {', '.join(names)} compiled to other gradients than the plain modules ({name} differs by "
-            f"{worst:.0%}); the compiler is wrong here; train with --set compile=[]"
+            f"{what} to other gradients than the plain modules ({name} differs by {worst:.0%}); "
+            f"it is wrong here; {instead}"
         )
 
 

@@ -28,7 +28,7 @@ from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.inference.memory import is_out_of_memory
-from vega_diffusion.objectives.protocol import Objective
+from vega_diffusion.objectives.protocol import Objective, Recordable
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
@@ -38,6 +38,7 @@ from vega_diffusion.training.memory import free_memory, peak_gib, smaller_micro_
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.prefetch import Prefetch
+from vega_diffusion.training.replay import StepReplay
 from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
@@ -153,6 +154,7 @@ class Trainer:
         self.objective = objective
         objective.to(accelerator.device)
         self._ahead = Prefetch(source, accelerator.device)
+        self._replay = StepReplay(self._learning) if recipe.cuda_graphs and self._replays() else None
         self.publish, self.on_sample, self.warn = publish, on_sample, warn
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
@@ -314,12 +316,39 @@ class Trainer:
     ) -> tuple[dict[str, Tensor], float]:
         """Add the gradient of some samples; return their losses and their share of the step. `then` comes next."""
         batch, rng = self._drawn(positions, then)
-        values = self._losses(batch, rng)
-        total, per_sample = values.pop("total"), values.pop("per_sample")
         share = len(positions) / samples_of_rank
+
+        def differentiated(batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
+            values = self._losses(batch, rng)
+            self._backward(values["total"] * share)
+            return {name: value.detach() for name, value in values.items()}
+
+        decided = self.objective.decided(rng) if isinstance(self.objective, Recordable) and share == 1 else None
+        if self._replay is None or decided is None:
+            values = differentiated(batch, rng)
+        else:
+            values = self._replay(differentiated, batch, rng, (self._phase, decided))
+        total, per_sample = values.pop("total"), values.pop("per_sample")
         self._guard.observe(step, rng.positions, per_sample, values)
-        self._backward(total * share)
-        return {"loss": total.detach()} | values, share
+        return {"loss": total} | values, share
+
+    def _replays(self) -> bool:
+        """Whether steps can be recorded here; says so where they cannot."""
+        accelerator, recipe = self.accelerator, self.recipe
+        reasons = {
+            f"steps run on {accelerator.device.type}": accelerator.device.type != "cuda",
+            "there are several processes": accelerator.num_processes > 1,
+            "fp16 scales its losses": accelerator.scaler is not None,
+            "a step has several micro-batches": recipe.micro_batch_size < recipe.batch_size,
+            "this objective cannot be recorded": not isinstance(self.objective, Recordable),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None:
+            self.warn(f"cuda_graphs: nothing is recorded, as {reason}")
+        return reason is None
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        return {name: one for name, one in self.student.named_parameters() if one.requires_grad}
 
     def _backward_once(self) -> None:
         """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""
