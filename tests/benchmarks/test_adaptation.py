@@ -57,9 +57,14 @@ def test_intervals_are_of_prompts(found: list[bool], interval: str):
     assert high - low > 0.3  # twenty prompts, whose two pictures agree, and not forty pictures
 
 
-def test_the_sheet_shows_first_pictures_with_their_prompts(tmp_path: Path):
-    judged = [(f"prompt {number}", Image.new("RGB", (128, 128), "red"), number % 2 == 0) for number in range(120)]
+def test_the_sheet_shows_the_seeds_in_turn_with_their_prompts(tmp_path: Path):
+    colours = ("red", "blue")
+    judged = [(f"prompt {at // 2}", Image.new("RGB", (128, 128), colours[at % 2]), at % 2 == 0) for at in range(120)]
     write_sheet(judged, tmp_path / "images" / "sheet.png")
     with Image.open(tmp_path / "images" / "sheet.png") as sheet:
         assert sheet.size == (8 * 140, 3 * 176)
-        assert sheet.getpixel((60, 60)) == (255, 0, 0)
+        assert [sheet.getpixel((60 + 140 * column, 60)) for column in range(3)] == [
+            (255, 0, 0),
+            (0, 0, 255),
+            (255, 0, 0),
+        ]

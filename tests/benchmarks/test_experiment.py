@@ -95,7 +95,7 @@ title = "features"
     before = {path: path.stat().st_mtime_ns for path in states.rglob("*")}
     assert distillation_matrix.measure(file).samples == matrix.samples
     assert {path: path.stat().st_mtime_ns for path in states.rglob("*")} == before
-    seeds = distillation_seeds.measure(file, limit=1)
+    seeds = distillation_seeds.measure(file, limit=1, at_once=2, changes=("log_every=1",))
     assert {name: len(values) for name, values in seeds.samples.items()} == {"random_overall": 2, "module_overall": 2}
     assert "module_less_random_interval" in seeds.summary
     shares = [value for key, value in seeds.summary.items() if key.startswith("module_style_")]

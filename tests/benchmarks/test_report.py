@@ -31,6 +31,13 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_copy_without_history_tells_its_commit_and_not_whether_it_was_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VEGA_COMMIT", "abc123")
+    assert (example().commit, example().dirty) == ("abc123", None)
+
+
 def test_a_result_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("old")
@@ -95,7 +102,7 @@ def test_committed_results_name_a_known_case_and_a_clean_commit() -> None:
         case = result.case.removesuffix(f"-{name}") if name else result.case
         assert case in CASES
         assert result.commit is not None
-        assert result.dirty is False, f"{result.case}: measure it again on a clean checkout"
+        assert not result.dirty, f"{result.case}: measure it again on a clean checkout"
         assert f"{result.command} ".startswith(f"python -m vega_diffusion.benchmarks {case} ")
 
 

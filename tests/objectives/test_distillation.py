@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -282,6 +283,16 @@ def test_teachers_are_loaded_when_needed_and_let_go():
     shares = [float(value) for name, value in loss.parts.items() if name.startswith("teacher/")]
     assert len(shares) == 2
     assert sum(shares) == 1.0
+
+
+def test_a_step_can_be_recorded_while_one_teacher_is_asked():
+    made = objective(spec_of(teachers=TEACHERS), [unet(LARGE, 2)] * len(TEACHERS))
+    alone, later = PositionRng(3, range(4)), PositionRng(3, range(36, 40))
+    assert made.decided(alone) == made.decided(later) is not None
+    assert made.decided(PositionRng(3, range(40, 44))) is None, "who teaches a sample is drawn for each"
+    recalling = objective(spec_of(), [unet(LARGE, 2)])
+    recalling.teachers.teachers = (replace(recalling.teachers.teachers[0], recall=lambda rows: torch.zeros(0)),)
+    assert recalling.decided(alone) is None, "what is recalled comes from a file"
 
 
 def test_a_mixed_batch_is_what_its_samples_are_alone():

@@ -195,6 +195,14 @@ def test_more_steps_under_a_falling_rate_are_allowed_with_a_word(make_trainer, r
     assert len(said) == 1
 
 
+def test_where_no_step_can_be_recorded_the_run_says_so_and_is_the_same(make_trainer, recipe):
+    said: list[str] = []
+    plain, asked = make_trainer(recipe()), make_trainer(recipe(cuda_graphs=True), "asked", warn=said.append)
+    plain.train(), asked.train()
+    assert said == ["cuda_graphs: nothing is recorded, as steps run on cpu"]
+    assert same(weights(plain), weights(asked))
+
+
 def test_fp16_on_a_cpu_is_refused(make_trainer, recipe):
     with pytest.raises(InvalidValue, match="mixed_precision: 'fp16'"):
         make_trainer(recipe(mixed_precision="fp16"))

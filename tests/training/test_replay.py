@@ -37,6 +37,7 @@ def _batch(number: int, device: str) -> Batch:
     return Batch([str(number)] * 4, {"x": torch.randn(4, 8, generator=generator).to(device)})
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_replayed_steps_have_the_gradients_of_plain_ones() -> None:
     module, _ = _parts("cuda")
@@ -65,6 +66,7 @@ def test_replayed_steps_have_the_gradients_of_plain_ones() -> None:
     assert replay.recorded == 2
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_step_that_cannot_be_replayed_is_found_out() -> None:
     module, _ = _parts("cuda")

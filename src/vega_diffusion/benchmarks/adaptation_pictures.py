@@ -63,13 +63,14 @@ def share_interval(recognised: Sequence[bool]) -> str:
 
 
 def write_sheet(judged: Sequence[Judged], path: Path) -> None:
-    """Write a PNG of evenly chosen prompts' first pictures, each with its prompt and a tick or a cross."""
+    """Write a PNG of evenly chosen prompts' pictures, seeds in turn, each with its prompt and the verdict."""
     from PIL import Image as images
     from PIL import ImageDraw, ImageFont
 
-    firsts = judged[:: len(SEEDS)]
-    step = max(1, len(firsts) // SHEET)
-    shown = firsts[::step][:SHEET]
+    count = len(judged) // len(SEEDS)
+    chosen = range(0, count, max(1, count // SHEET))[:SHEET]
+    # One seed's pictures may be better than another's, so that those of one alone would flatter or disgrace a model.
+    shown = [judged[at * len(SEEDS) + place % len(SEEDS)] for place, at in enumerate(chosen)]
     rows = -(-len(shown) // COLUMNS)
     sheet = images.new("RGB", (COLUMNS * 140, rows * 176), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)

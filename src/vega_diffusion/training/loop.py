@@ -154,8 +154,8 @@ class Trainer:
         self.objective = objective
         objective.to(accelerator.device)
         self._ahead = Prefetch(source, accelerator.device)
-        self._replay = StepReplay(self._learning) if recipe.cuda_graphs and self._replays() else None
         self.publish, self.on_sample, self.warn = publish, on_sample, warn
+        self._replay = StepReplay(self._learning) if recipe.cuda_graphs and self._replays() else None
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
         student.set_trainable(0)

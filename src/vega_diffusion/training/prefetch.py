@@ -20,11 +20,13 @@ class Prefetch:
     Args:
         source: The samples.
         device: Where they are wanted.
+        ahead: Whether to load ahead; where the device is a GPU unless given.
     """
 
-    def __init__(self, source: BatchSource, device: torch.device) -> None:
+    def __init__(self, source: BatchSource, device: torch.device, ahead: bool | None = None) -> None:
         self.source, self.device = source, device
-        self._pool = ThreadPoolExecutor(1, "prefetch") if device.type == "cuda" else None
+        on_gpu = device.type == "cuda"
+        self._pool = ThreadPoolExecutor(1, "prefetch") if (on_gpu if ahead is None else ahead) else None
         self._coming: tuple[tuple[int, ...], Future[Batch]] | None = None
 
     def load(self, positions: Sequence[int], then: Sequence[int] = ()) -> Batch:
@@ -39,9 +41,9 @@ class Prefetch:
         wanted, coming = tuple(positions), self._coming
         self._coming = None
         # An error of a guess that nobody needs is not raised.
-        batch = coming[1].result() if coming is not None and coming[0] == wanted else self._pinned(wanted)
+        batch = coming[1].result() if coming is not None and coming[0] == wanted else self._loaded(wanted)
         if then:
-            self._coming = tuple(then), self._pool.submit(self._pinned, tuple(then))
+            self._coming = tuple(then), self._pool.submit(self._loaded, tuple(then))
         return batch.to(self.device)
 
     def close(self) -> None:
@@ -50,6 +52,7 @@ class Prefetch:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _pinned(self, positions: Sequence[int]) -> Batch:
+    def _loaded(self, positions: Sequence[int]) -> Batch:
+        batch = self.source.load(positions)
         # From pinned memory a copy goes its own way; from other memory the host would wait for the device first.
-        return self.source.load(positions).pinned()
+        return batch.pinned() if self.device.type == "cuda" else batch
