@@ -15,6 +15,7 @@ from vega_diffusion.benchmarks.report import make_result
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import FOLDER
+from vega_diffusion.models.measure import unet_macs
 from vega_diffusion.specs.certificate import Certificate
 from vega_diffusion.specs.presets import preset
 
@@ -102,8 +103,19 @@ def test_unets_are_timed_in_turn_and_told_as_they_ran():
     assert found.summary["vega-mini:torch:own in use"] == "torch fp32"
     assert float(found.summary["vega-mini:torch:own against mini-sdxl:torch:fp32"]) > 0
     assert len(found.samples["mini-sdxl:torch:fp32 cpu_s"]) == 5
+    work = 2 * unet_macs(preset("vega-mini").unet, 64, 64) / 1e12
+    seconds = statistics.median(found.samples["vega-mini:torch:own wall_s"])
+    assert found.summary["vega-mini:torch:own TFLOP/s"] == pytest.approx(work / seconds, abs=0.006)
     with pytest.raises(InvalidValue, match="two or more"):
         speed.measure(("vega-mini", "vega-mini:torch:own"))
+
+
+def test_what_a_device_cannot_run_is_refused_before_it_is_built():
+    asked = speed.Contestant.parse("vega-mini:openvino:bf16")
+    with pytest.raises(InvalidValue, match="torch backends on cuda"):
+        contestants.open_contestant(asked, 64, 1, 1, device="cuda")
+    with pytest.raises(InvalidValue, match="cuda_graphs: True is not allowed; allowed: False on cpu"):
+        speed.measure(("vega-mini:torch-graphs:fp32", "vega-mini"), size_px=64, device="cpu")
 
 
 def test_pictures_are_steps_and_one_decoding(tmp_path: Path):

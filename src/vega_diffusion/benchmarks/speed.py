@@ -5,10 +5,10 @@ Weights are random unless a folder is named: they show speed and memory and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
-from vega_diffusion.benchmarks.contestants import Contestant, DecoderChoice, Ready, open_contestant
+from vega_diffusion.benchmarks.contestants import Contestant, DecoderChoice, Ready, model_of, open_contestant
 from vega_diffusion.benchmarks.protocol import Timing, summarise, time_interleaved
 from vega_diffusion.benchmarks.report import Bar, Measurement
 from vega_diffusion.errors import InvalidValue
@@ -24,7 +24,11 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:int8", "vega:torch:fp32", 512, "none"): 5.5,
     ("vega:openvino:int8", "vega:torch:bf16", 512, "none"): 2.0,
     ("vega:openvino:int8", "vega:openvino-plain:bf16", 512, "none"): 1.45,
+    ("vega:torch-graphs:bf16", "vega:torch:bf16", 1024, "none"): 1.8,
+    ("vega:torch-graphs:bf16", "vega:torch-compiled:bf16", 1024, "none"): 1.3,
 }
+# What is compared; on devices that compute beside the processor, the wall clock.
+_CLOCKS = {"cpu": "cpu_s"}
 # Of the decoding alone.
 DECODING_GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:bf16", "vega:torch:fp32", 512, "full"): 2.4,
@@ -39,6 +43,7 @@ def measure(
     threads: int = 1,
     decoder: DecoderChoice = "none",
     num_steps: int = 25,
+    device: str = "auto",
 ) -> Measurement:
     """Time several models in turn; ratios are of the first to each other one, round by round.
 
@@ -51,21 +56,27 @@ def measure(
         threads: Of torch and OpenVINO.
         decoder: Time an autoencoder, too: ratios are then of `num_steps` evaluations and one decoding.
         num_steps: Of a picture.
+        device: Where torch runs: `auto`, `cpu` or `cuda`. On a GPU seconds on the wall are compared, elsewhere those of
+            the processor.
     """
     import torch
 
+    from vega_diffusion.inference.components import choose_device
+
     torch.set_num_threads(threads)
+    where = choose_device(device).type
+    clock = _CLOCKS.get(where, "wall_s")
     asked = [Contestant.parse(text) for text in contestants]
     if len(asked) < 2 or len(set(asked)) < len(asked):
         raise InvalidValue("contestants", contestants, "two or more that differ", "name another")
-    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder) for one in asked}
+    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where) for one in asked}
     timings = time_interleaved(_calls(ready), repeats=repeats)
-    seconds = {name: _picture_seconds(timings, name, num_steps, decoder) for name in ready}
+    seconds = {name: _picture_seconds(timings, name, num_steps, decoder, clock) for name in ready}
     first, *others = ready
     ratios = {other: [b / a for a, b in zip(seconds[first], seconds[other], strict=True)] for other in others}
     decodings: dict[str, list[float]] = {}
     if decoder != "none":
-        last = {name: [one.cpu_s for one in timings[_decoding(name)]] for name in ready}
+        last = {name: [getattr(one, clock) for one in timings[_decoding(name)]] for name in ready}
         decodings = {other: [b / a for a, b in zip(last[first], last[other], strict=True)] for other in others}
     return Measurement(
         name=f"{first.replace(':', '-')}-{size_px}" + ("" if decoder == "none" else f"-{decoder}"),
@@ -73,10 +84,14 @@ def measure(
         | {f"{name} cpu_s": [one.cpu_s for one in found] for name, found in timings.items()},
         summary={
             **{f"{name} {key}": value for name, found in timings.items() for key, value in summarise(found).items()},
-            **{f"{name} picture cpu_s": round(median(found), 3) for name, found in seconds.items()},
+            **{
+                f"{name} picture {clock}": round(median(found), 3 if clock == "cpu_s" else 6)
+                for name, found in seconds.items()
+            },
             **{f"{first} against {other}": round(median(found), 3) for other, found in ratios.items()},
             **{f"{first} against {other}, decoding": round(median(found), 3) for other, found in decodings.items()},
             **{f"{name} in use": one.in_use() for name, one in ready.items()},
+            **{f"{name} TFLOP/s": round(found, 2) for name, found in _rates(asked, timings, size_px, rows).items()},
             "size_px": size_px,
             "rows": rows,
             "decoder": decoder,
@@ -88,8 +103,25 @@ def measure(
         ),
         seeds=(0,),
         protocol=f"random weights for presets; one warm-up, {repeats} rounds, contestants in turn; ratios are medians "
-        "of pairs of processor seconds, so that other work on the machine counts less; torch is diffusers' own U-Net",
+        + (
+            "of pairs of processor seconds, so that other work on the machine counts less"
+            if clock == "cpu_s"
+            else "of pairs of seconds on the wall, each call waited for"
+        )
+        + "; torch is diffusers' own U-Net; TFLOP/s: twice an evaluation's multiplications over its median wall time",
     )
+
+
+def _rates(asked: Sequence[Contestant], timings: dict[str, list[Timing]], size_px: int, rows: int) -> dict[str, float]:
+    """Return the work of each U-Net's evaluations by their time, TFLOP/s."""
+    from vega_diffusion.models.measure import unet_macs
+
+    found = {}
+    for one in asked:
+        spec = model_of(one.model)
+        macs = unet_macs(spec.unet, size_px, size_px, spec.autoencoder.downscale)
+        found[str(one)] = 2 * macs * rows / median(timing.wall_s for timing in timings[str(one)]) / 1e12
+    return found
 
 
 def _bars(
@@ -119,13 +151,13 @@ def _calls(ready: dict[str, Ready]) -> dict[str, Callable[[int], object]]:
 
 
 def _picture_seconds(
-    timings: dict[str, list[Timing]], name: str, num_steps: int, decoder: DecoderChoice
+    timings: dict[str, list[Timing]], name: str, num_steps: int, decoder: DecoderChoice, clock: str
 ) -> list[float]:
-    """Return the processor seconds of each round: of one evaluation, or of a picture's with its decoding."""
-    evaluations = [one.cpu_s for one in timings[name]]
+    """Return the seconds of each round by a clock: of one evaluation, or of a picture's with its decoding."""
+    evaluations = [getattr(one, clock) for one in timings[name]]
     if decoder == "none":
         return evaluations
-    decodings = [one.cpu_s for one in timings[_decoding(name)]]
+    decodings = [getattr(one, clock) for one in timings[_decoding(name)]]
     return [num_steps * step + last for step, last in zip(evaluations, decodings, strict=True)]
 
 
