@@ -24,6 +24,7 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:int8", "vega:torch:fp32", 512, "none"): 5.5,
     ("vega:openvino:int8", "vega:torch:bf16", 512, "none"): 2.0,
     ("vega:openvino:int8", "vega:openvino-plain:bf16", 512, "none"): 1.45,
+    ("vega-mini:torch:own", "mini-sdxl:torch:own", 128, "none"): 2.0,
     ("vega:torch-graphs:bf16", "vega:torch:bf16", 1024, "none"): 1.8,
     ("vega:torch-graphs:bf16", "vega:torch-compiled:bf16", 1024, "none"): 1.3,
 }
