@@ -16,6 +16,9 @@ def test_bars_are_the_run_s_own_figures(tmp_path: Path) -> None:
     assert (overall.measured, overall.met) == (pytest.approx(5.5 / 6, abs=1e-4), True)
     assert (single.measured, single.met) == (0.5, False)
     assert (seconds.measured, seconds.met) == (800.0, True)
+    asked_more = measure(finished_run(tmp_path), "gpu")
+    assert [bar.limit for bar in asked_more.bars] == [0.85, 0.97, 900.0]
+    assert "training on a GPU" in asked_more.protocol
 
 
 @pytest.mark.parametrize("changes", [{"split": "dev"}, {"limit": 3}])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from run_jobs import Job, main, read_plan, run_plan
-
+SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "run_jobs.py"))
+Job, main, read_plan, run_plan = (SCRIPT[name] for name in ("Job", "main", "read_plan", "run_plan"))
 PLANS = Path(__file__).parents[2] / "benchmarks" / "plans"
 
 

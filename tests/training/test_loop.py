@@ -198,7 +198,8 @@ def test_more_steps_under_a_falling_rate_are_allowed_with_a_word(make_trainer, r
 def test_where_no_step_can_be_recorded_the_run_says_so_and_is_the_same(make_trainer, recipe):
     said: list[str] = []
     plain, asked = make_trainer(recipe()), make_trainer(recipe(cuda_graphs=True), "asked", warn=said.append)
-    plain.train(), asked.train()
+    plain.train()
+    asked.train()
     assert said == ["cuda_graphs: nothing is recorded, as steps run on cpu"]
     assert same(weights(plain), weights(asked))
 
