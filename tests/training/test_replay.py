@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,22 @@ def test_draws_stay_where_they_are_and_become_those_of_other_positions() -> None
     assert standing.positions == later.positions
 
 
+class Fixed:
+    """An objective that decides what it is told to."""
+
+    def __init__(self, decided: Hashable = "always the same") -> None:
+        self.now = decided
+
+    def decided(self, rng: PositionRng) -> Hashable:
+        return self.now
+
+
+def test_what_python_decides_for_each_sample_is_not_recorded() -> None:
+    replay = StepReplay(Fixed(None), nn.Identity())
+    assert replay(lambda batch, rng: {"total": torch.ones(())}, _batch(0, "cpu"), PositionRng(1, range(4)))
+    assert replay.recorded == 0
+
+
 def _parts(device: str) -> tuple[nn.Module, PositionRng]:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8)).to(device), PositionRng(1, range(4), device)
@@ -49,21 +67,24 @@ def test_replayed_steps_have_the_gradients_of_plain_ones() -> None:
         loss.backward()
         return {"total": loss.detach()}
 
-    replay = StepReplay(lambda: parameters)
+    objective = Fixed()
+    replay = StepReplay(objective, module)
     for number in range(4):
         batch, rng = _batch(number, "cuda"), PositionRng(1, range(4 * number, 4 * number + 4), "cuda")
         module.zero_grad(set_to_none=True)
         wanted = float(step(batch, rng)["total"])
         plain = {name: one.grad.clone() for name, one in parameters.items() if one.grad is not None}
         module.zero_grad(set_to_none=True)
-        found = float(replay(step, batch, rng, "same")["total"])
+        found = float(replay(step, batch, rng)["total"])
         assert found == pytest.approx(wanted, rel=1e-5)
         for name, one in parameters.items():
             assert one.grad is not None
             torch.testing.assert_close(one.grad, plain[name], rtol=1e-4, atol=1e-6)
     assert replay.recorded == 1
-    replay(step, _batch(9, "cuda"), PositionRng(1, range(4), "cuda"), "other")
-    assert replay.recorded == 2
+    objective.now = "another teacher"
+    replay(step, _batch(9, "cuda"), PositionRng(1, range(4), "cuda"))
+    replay(step, _batch(9, "cuda"), PositionRng(1, range(4), "cuda"), "another phase")
+    assert replay.recorded == 3
 
 
 @pytest.mark.gpu
@@ -79,6 +100,4 @@ def test_a_step_that_cannot_be_replayed_is_found_out() -> None:
         return {"total": loss.detach()}
 
     with pytest.raises(VegaError, match="cuda_graphs: the recorded step led to other gradients"):
-        StepReplay(lambda: dict(module.named_parameters()))(
-            step, _batch(0, "cuda"), PositionRng(1, range(4), "cuda"), 0
-        )
+        StepReplay(Fixed(), module)(step, _batch(0, "cuda"), PositionRng(1, range(4), "cuda"))

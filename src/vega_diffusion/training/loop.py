@@ -28,7 +28,7 @@ from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.inference.memory import is_out_of_memory
-from vega_diffusion.objectives.protocol import Objective, Recordable
+from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.attention import attention_kernel
 from vega_diffusion.training.compiled import check_compiled
@@ -38,7 +38,7 @@ from vega_diffusion.training.memory import free_memory, peak_gib, smaller_micro_
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.prefetch import Prefetch
-from vega_diffusion.training.replay import StepReplay
+from vega_diffusion.training.replay import open_replay
 from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
@@ -155,7 +155,7 @@ class Trainer:
         objective.to(accelerator.device)
         self._ahead = Prefetch(source, accelerator.device)
         self.publish, self.on_sample, self.warn = publish, on_sample, warn
-        self._replay = StepReplay(self._learning) if recipe.cuda_graphs and self._replays() else None
+        self._replay = open_replay(recipe, accelerator, objective, student, warn)
         self.inputs, self.init_from = inputs or {}, init_from
         self.step, self.seconds_before = 0, 0.0
         student.set_trainable(0)
@@ -290,14 +290,14 @@ class Trainer:
     def _gradients(self, step: int) -> bool:
         """Add up a step's gradients; False where memory ran out, and less is to be taken at once."""
         positions, size = self.positions(step), self._micro_size
-        starts = range(0, len(positions), size)
+        parts = [positions[start : start + size] for start in range(0, len(positions), size)]
         found: list[tuple[dict[str, Tensor], float]] = []
         try:
-            for start in starts:
-                last = start == starts[-1]
-                then = self.positions(step + 1)[:size] if last else positions[start + size : start + 2 * size]
-                with nullcontext() if last else self._no_sync():
-                    found.append(self._micro_step(step, positions[start : start + size], len(positions), then))
+            for part, then in zip(parts, [*parts[1:], None], strict=True):
+                share = len(part) / len(positions)
+                with self._no_sync() if then else nullcontext():
+                    values = self._micro_step(step, part, share, then or self.positions(step + 1)[:size])
+                found.append((values, share))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -311,44 +311,20 @@ class Trainer:
             self._averages.add(values, weight=share)
         return True
 
-    def _micro_step(
-        self, step: int, positions: range, samples_of_rank: int, then: range
-    ) -> tuple[dict[str, Tensor], float]:
-        """Add the gradient of some samples; return their losses and their share of the step. `then` comes next."""
+    def _micro_step(self, step: int, positions: range, share: float, then: range) -> dict[str, Tensor]:
+        """Add the gradient of some samples, a share of the step's; return their losses. `then` comes next."""
         batch, rng = self._drawn(positions, then)
-        share = len(positions) / samples_of_rank
 
         def differentiated(batch: Batch, rng: PositionRng) -> dict[str, Tensor]:
             values = self._losses(batch, rng)
             self._backward(values["total"] * share)
             return {name: value.detach() for name, value in values.items()}
 
-        decided = self.objective.decided(rng) if isinstance(self.objective, Recordable) and share == 1 else None
-        if self._replay is None or decided is None:
-            values = differentiated(batch, rng)
-        else:
-            values = self._replay(differentiated, batch, rng, (self._phase, decided))
+        replay = self._replay if share == 1 else None  # parts of a step, once memory has run out, add to gradients
+        values = replay(differentiated, batch, rng, self._phase) if replay else differentiated(batch, rng)
         total, per_sample = values.pop("total"), values.pop("per_sample")
         self._guard.observe(step, rng.positions, per_sample, values)
-        return {"loss": total} | values, share
-
-    def _replays(self) -> bool:
-        """Whether steps can be recorded here; says so where they cannot."""
-        accelerator, recipe = self.accelerator, self.recipe
-        reasons = {
-            f"steps run on {accelerator.device.type}": accelerator.device.type != "cuda",
-            "there are several processes": accelerator.num_processes > 1,
-            "fp16 scales its losses": accelerator.scaler is not None,
-            "a step has several micro-batches": recipe.micro_batch_size < recipe.batch_size,
-            "this objective cannot be recorded": not isinstance(self.objective, Recordable),
-        }
-        reason = next((reason for reason, holds in reasons.items() if holds), None)
-        if reason is not None:
-            self.warn(f"cuda_graphs: nothing is recorded, as {reason}")
-        return reason is None
-
-    def _learning(self) -> dict[str, nn.Parameter]:
-        return {name: one for name, one in self.student.named_parameters() if one.requires_grad}
+        return {"loss": total} | values
 
     def _backward_once(self) -> None:
         """Leave the gradients of this process's first micro-batch, without a trace in logs or weights."""

@@ -11,10 +11,13 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vega_diffusion.data.batches import Batch
 from vega_diffusion.diffusion.randomness import PositionRng
+from vega_diffusion.objectives.protocol import Recordable
+from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.compiled import compare_gradients
 
 Step = Callable[[Batch, PositionRng], dict[str, Tensor]]
@@ -68,32 +71,36 @@ class StepReplay:
     """Steps of one shape, recorded and replayed.
 
     Args:
-        parameters: Returns what learns, by name; gradients of other parameters are not kept.
+        objective: Says what Python decides in a step.
+        student: What learns.
     """
 
-    def __init__(self, parameters: Callable[[], dict[str, nn.Parameter]]) -> None:
-        self._parameters = parameters
+    def __init__(self, objective: Recordable, student: nn.Module) -> None:
+        self._objective, self._student = objective, student
         self._key: Hashable = None
         self._graph: Any = None
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
         self.recorded = 0
 
-    def __call__(self, step: Step, batch: Batch, rng: PositionRng, decided: Hashable) -> dict[str, Tensor]:
+    def __call__(self, step: Step, batch: Batch, rng: PositionRng, phase: Hashable = None) -> dict[str, Tensor]:
         """Do a step: leave its gradients and return its losses, which the next call overwrites.
 
         Args:
-            step: What is recorded.
+            step: What is recorded; where the objective decides sample by sample, it is called as it is.
             batch: The samples, on the GPU.
             rng: Their randomness.
-            decided: What Python decides in the step; another value records it anew.
+            phase: What else Python decides (what is frozen); another value records the step anew.
 
         Raises:
             VegaError: The replayed gradients are not those of a plain step.
         """
+        decided = self._objective.decided(rng)
+        if decided is None:
+            return step(batch, rng)
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(batch.tensors.items()))
-        if self._key != (decided, shapes):
+        if self._key != (phase, decided, shapes):
             self._record(step, batch, rng)
-            self._key = decided, shapes
+            self._key = phase, decided, shapes
         else:
             for name, standing in self._batch.tensors.items():
                 standing.copy_(batch.tensors[name], non_blocking=True)
@@ -105,7 +112,7 @@ class StepReplay:
 
     def _record(self, step: Step, batch: Batch, rng: PositionRng) -> None:
         self._graph, self._gradients = None, []  # lets go of the old one's memory first
-        parameters = self._parameters()
+        parameters = {name: one for name, one in self._student.named_parameters() if one.requires_grad}
         tensors = {name: tensor.clone() for name, tensor in batch.tensors.items()}
         self._batch, self._rng = Batch(batch.sample_ids, tensors, batch.captions), StandingRng(rng)
         beside = torch.cuda.Stream()
@@ -127,6 +134,29 @@ class StepReplay:
         graph.replay()
         replayed = {name: one.grad.float() for name, one in parameters.items() if one.grad is not None}
         compare_gradients(plain, replayed, "cuda_graphs: the recorded step led", "train with --set cuda_graphs=false")
+
+
+def open_replay(
+    recipe: TrainRecipe,
+    accelerator: Accelerator,
+    objective: object,
+    student: nn.Module,
+    warn: Callable[[str], None],
+) -> StepReplay | None:
+    """Return what replays a run's steps where the recipe asks for it; None, with a line, where that cannot be."""
+    if not recipe.cuda_graphs:
+        return None
+    reasons = {
+        f"steps run on {accelerator.device.type}": accelerator.device.type != "cuda",
+        "there are several processes": accelerator.num_processes > 1,
+        "fp16 scales its losses": accelerator.scaler is not None,
+        "a step has several micro-batches": recipe.micro_batch_size < recipe.batch_size,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is None and isinstance(objective, Recordable):
+        return StepReplay(objective, student)
+    warn(f"cuda_graphs: nothing is recorded, as {reason or 'this objective cannot be'}")
+    return None
 
 
 def _forget(parameters: dict[str, nn.Parameter]) -> None:
