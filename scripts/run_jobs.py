@@ -1,6 +1,6 @@
 """Run the jobs of a plan side by side, each as soon as those that it waits for are done, until a deadline.
 
-    python scripts/run_jobs.py plans/mini-family-cuda.toml --seconds 540 --logs logs
+    python scripts/run_jobs.py benchmarks/plans/mini-family-cuda.toml --seconds 540 --logs logs
 
 A plan is a TOML file with `[[jobs]]`: `name`, `command` (bash) and `after` (names, all must have succeeded). At the
 deadline jobs get SIGTERM, on which runs save their state.

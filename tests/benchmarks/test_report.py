@@ -102,7 +102,7 @@ def test_committed_results_name_a_known_case_and_a_clean_commit() -> None:
         case = result.case.removesuffix(f"-{name}") if name else result.case
         assert case in CASES
         assert result.commit is not None
-        assert not result.dirty, f"{result.case}: measure it again on a clean checkout"
+        assert result.dirty is False, f"{result.case}: measure it again on a clean checkout"
         assert f"{result.command} ".startswith(f"python -m vega_diffusion.benchmarks {case} ")
 
 
