@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from vega_diffusion.benchmarks import certify, contestants, packing, parameters,
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.openvino_plain import PlainUNet
 from vega_diffusion.benchmarks.report import make_result
-from vega_diffusion.errors import InvalidValue
+from vega_diffusion.errors import InvalidValue, Unavailable
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import FOLDER
 from vega_diffusion.models.measure import unet_macs
@@ -91,7 +92,9 @@ def test_contestants_are_read_from_text(text: str, read: str):
     assert str(speed.Contestant.parse(text)) == read
 
 
-@pytest.mark.parametrize("text", ["", "vega:", "a:b:c:d", ":torch"])
+@pytest.mark.parametrize(
+    "text", ["", "vega:", "a:b:c:d", ":torch", "vega@fast", "@turbo", "vega+large", "vega@turbo:torch"]
+)
 def test_what_is_no_contestant_is_refused(text: str):
     with pytest.raises(InvalidValue, match="contestants"):
         speed.Contestant.parse(text)
@@ -127,6 +130,51 @@ def test_pictures_are_steps_and_one_decoding(tmp_path: Path):
     result = make_result("speed", "command", found, threads=1, load_before=0.0)
     draw_speed([result, result], tmp_path / "speed.svg")
     assert (tmp_path / "speed.svg").read_text().count("<!-- ssd-mini -->") == 2
+
+
+@pytest.mark.usefixtures("only_torch")
+def test_a_profile_is_timed_by_what_its_steps_ask():
+    asked = ("vega-mini@turbo+tiny", "vega-mini@exact", "ssd-mini")
+    found = speed.measure(asked, size_px=64, rows=2, decoder="full", num_steps=10)
+    assert found.name == "vega-mini-turbo-tiny-64-full"
+    # Guided at steps 0 to 5, deep at every other step and where guidance ends in between.
+    kinds = {"2 rows": 3, "2 rows, shallow": 3, "1 row": 2, "1 row, shallow": 2}
+    turbo = "vega-mini@turbo+tiny"
+    parts = [(f"{turbo} {kind}", count) for kind, count in kinds.items()] + [(f"{turbo} decoding", 1)]
+    assert set(name for name in found.samples if "turbo" in name) == {
+        f"{part} {clock}" for part, _ in parts for clock in ("wall_s", "cpu_s")
+    }
+    rounds = zip(*(found.samples[f"{part} cpu_s"] for part, _ in parts), strict=True)
+    pictures = [sum(n * s for (_, n), s in zip(parts, each, strict=True)) for each in rounds]
+    assert found.summary[f"{turbo} picture cpu_s"] == pytest.approx(statistics.median(pictures), abs=1e-3)
+    assert found.summary[f"{turbo} asks for"] == "; ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    assert found.summary["vega-mini@exact asks for"] == "10 x 2 rows"
+    assert found.summary["ssd-mini:torch:own asks for"] == "10 x 2 rows"
+    work = {name: float(found.summary[f"{name} picture cpu_s"]) for name in (turbo, "vega-mini@exact")}
+    assert work[turbo] < work["vega-mini@exact"]
+
+
+def test_a_profile_of_few_steps_has_its_own_number_and_no_guidance(monkeypatch: pytest.MonkeyPatch):
+    from vega_diffusion.specs.profile import PROFILES
+
+    alone = PROFILES["realtime"].model_copy(update={"routes": PROFILES["realtime"].routes[-1:]})
+    monkeypatch.setitem(PROFILES, "realtime", alone)
+    one = contestants.open_contestant(speed.Contestant.parse("vega-mini@realtime"), 64, 2, 1, "full", num_steps=25)
+    assert dict(one.counts) == {contestants.Evaluation(1, True): 4}
+    assert one.in_use() == "torch fp32"
+    assert contestants.decoder_of(speed.Contestant.parse("vega-mini@realtime"), "full") == "tiny"
+    assert contestants.decoder_of(speed.Contestant.parse("vega-mini@realtime+full"), "tiny") == "full"
+
+
+def test_a_peer_that_is_not_there_or_cannot_is_refused_before_weights_are_written(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", None)
+    for text, wrong, said in (
+        ("vega-mini:stable-diffusion.cpp:fp16", Unavailable, "pip install stable-diffusion-cpp-python"),
+        ("vega-mini:stable-diffusion.cpp", InvalidValue, "'own' is not allowed"),
+        ("vega-mini:stable-diffusion.cpp:fp16+tiny", InvalidValue, "without a decoder"),
+    ):
+        with pytest.raises(wrong, match=said):
+            contestants.open_contestant(speed.Contestant.parse(text), 64, 1, 1)
 
 
 def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():

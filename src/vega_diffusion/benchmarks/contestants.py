@@ -1,19 +1,25 @@
 """What is timed against one another at full size: U-Nets and decoders of any model in any backend, ready to be called.
 
 Weights are random unless a folder is named. `torch` is diffusers' own U-Net, called as its pipelines call it;
-`openvino-plain` is that U-Net as `openvino.convert_model` takes it, with nothing of ours. On a GPU `torch-compiled` is
-compiled by regions, as diffusers does it, and `torch-graphs` whole, channels last, with CUDA graphs.
+`openvino-plain` is that U-Net as `openvino.convert_model` takes it, with nothing of ours; `stable-diffusion.cpp` is
+that program by its Python binding. On a GPU `torch-compiled` is
+compiled by regions, as diffusers does it, and `torch-graphs` whole, channels last, with CUDA graphs. A model with a
+profile is asked what the profile's steps ask of it: one row or two, deep or shallow layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from vega_diffusion.benchmarks.cpp_peer import CPP, CppUNet
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.presets import PRESETS
+from vega_diffusion.specs.profile import PROFILES, StepPlan
 
 if TYPE_CHECKING:
     from vega_diffusion.inference.backends.protocol import Question
@@ -27,26 +33,59 @@ CALIBRATION = 2  # random weights have no quality that more samples could save
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model in a backend, as "vega:torch:fp32"; `own` is the dtype that the engine would choose here."""
+    """A model in a backend, as "vega:torch:fp32", or in a profile, as "vega@turbo"; with "+tiny" the decoder beside it.
+
+    Attributes:
+        model: A preset (random weights) or a folder.
+        backend: With a profile, that of its first route that this machine has.
+        precision: `own` is the dtype that the engine would choose here.
+        profile: Its name, or None.
+        decoder: Its own, whatever the others have; None: as the others, or as its profile says.
+    """
 
     model: str
-    backend: str
-    precision: str
+    backend: str = "torch"
+    precision: str = "own"
+    profile: str | None = None
+    decoder: DecoderChoice | None = None
 
     @classmethod
     def parse(cls, text: str) -> Contestant:
-        """Read "MODEL", "MODEL:BACKEND" or "MODEL:BACKEND:PRECISION".
+        """Read "MODEL", "MODEL:BACKEND", "MODEL:BACKEND:PRECISION" or "MODEL@PROFILE", each perhaps with "+DECODER".
 
         Raises:
-            InvalidValue: It has more parts.
+            InvalidValue: It is none of these.
         """
-        given = text.split(":")
-        if len(given) > 3 or not all(given):
-            raise InvalidValue("contestants", text, "MODEL:BACKEND:PRECISION, as vega:openvino:int8", "write it so")
-        return cls(*given, *("torch", "own")[len(given) - 1 :])
+        named, plus, decoder = text.partition("+")
+        wrong = InvalidValue(
+            "contestants", text, "MODEL:BACKEND:PRECISION or MODEL@PROFILE, +tiny or +full after it", "write it so"
+        )
+        if plus and decoder not in ("tiny", "full"):
+            raise wrong
+        own = cast("DecoderChoice", decoder) if plus else None
+        model, at, profile = named.partition("@")
+        if at:
+            if not model or profile not in PROFILES:
+                raise wrong
+            return cls(model, profile=profile, decoder=own)
+        model, backend, precision, *rest = *named.split(":"), *("torch", "own")[named.count(":") :]
+        if rest or not (model and backend and precision):
+            raise wrong
+        return cls(model, backend, precision, decoder=own)
 
     def __str__(self) -> str:
-        return f"{self.model}:{self.backend}:{self.precision}"
+        name = f"{self.model}@{self.profile}" if self.profile else f"{self.model}:{self.backend}:{self.precision}"
+        return name if self.decoder is None else f"{name}+{self.decoder}"
+
+
+class Evaluation(NamedTuple):
+    """One way to ask a U-Net: how many rows, and whether its deep layers are computed or taken from before."""
+
+    rows: int
+    is_deep: bool
+
+    def __str__(self) -> str:
+        return f"{self.rows} row{'s' * (self.rows > 1)}{'' if self.is_deep else ', shallow'}"
 
 
 @dataclass(frozen=True)
@@ -54,58 +93,128 @@ class Ready:
     """A contestant that can be timed; a call has ended when its device has.
 
     Attributes:
-        evaluate: One U-Net evaluation.
+        evaluate: U-Net evaluations: one alone without a profile, with it all that its steps ask for.
+        counts: How many of each a picture takes.
         decode: One picture decoded, where asked for.
         in_use: Says what really ran, once it has.
     """
 
-    evaluate: Callable[[], object]
+    evaluate: Mapping[Evaluation, Callable[[], object]]
+    counts: Mapping[Evaluation, int]
     decode: Callable[[], object] | None
     in_use: Callable[[], str]
 
 
 def open_contestant(
-    one: Contestant, size_px: int, rows: int, threads: int, decoder: DecoderChoice = "none", device: str = "cpu"
+    one: Contestant,
+    size_px: int,
+    rows: int,
+    threads: int,
+    decoder: DecoderChoice = "none",
+    device: str = "cpu",
+    num_steps: int = 1,
 ) -> Ready:
     """Return a contestant, ready.
 
     Args:
         one: Which.
         size_px: Side of the picture, px.
-        rows: Of one evaluation.
+        rows: Of one evaluation; with a profile, two say that it guides where it says so.
         threads: Of OpenVINO; torch's are the process's.
-        decoder: Which autoencoder decodes beside it, with fresh weights.
+        decoder: Which autoencoder decodes beside it, with fresh weights, where it has no choice of its own.
         device: Where torch runs.
+        num_steps: Of a picture, where its profile does not say.
 
     Raises:
         InvalidValue: OpenVINO on a GPU, or CUDA graphs on a CPU.
+        Unavailable: What a backend needs is not installed.
     """
     import torch
 
     from vega_diffusion.inference.backends.torch_eager import PRECISIONS
     from vega_diffusion.inference.components import choose_dtype
 
-    if device != "cpu" and one.backend.startswith("openvino"):
-        raise InvalidValue("contestants", str(one), f"torch backends on {device}", "time OpenVINO with --device cpu")
+    plan, backend, precision = _course(one, rows, num_steps, device)
+    if device != "cpu" and not backend.startswith("torch"):
+        raise InvalidValue("contestants", str(one), f"torch backends on {device}", "time others with --device cpu")
+    if backend == CPP:
+        return _open_cpp(one, precision, size_px, rows, threads, plan, decoder_of(one, decoder))
     spec, digest, build = _model(one.model, device)
     with torch.device("meta"):
         count = sum(p.numel() for p in _built(spec).parameters())
     own = PRECISIONS[choose_dtype("auto", torch.device(device), count)]
-    precision: Any = own if one.precision == "own" else one.precision
-    on_openvino = one.backend.startswith("openvino")
+    precision = own if precision == "own" else precision
+    on_openvino = backend.startswith("openvino")
     dtype = torch.float32 if on_openvino else {text: dtype for dtype, text in PRECISIONS.items()}[precision]
-    question = random_question(spec, size_px // spec.autoencoder.downscale, rows)
-    decode = _decoder(one.backend, precision, dtype, spec, size_px, threads, decoder, device)
-    if one.backend == PLAIN:
+    decode = _decoder(backend, precision, dtype, spec, size_px, threads, decoder_of(one, decoder), device)
+    side = size_px // spec.autoencoder.downscale
+    if backend == PLAIN:
         from vega_diffusion.benchmarks.openvino_plain import PlainUNet
 
-        plain = PlainUNet(build(torch.float32), question, precision, threads)
-        return Ready(plain.evaluate, decode, lambda: f"{PLAIN} {plain.precision_in_use()}")
-    denoiser = _denoiser(one, precision, digest, build(dtype), question, threads)
-    asked = question if on_openvino else question.mapped(partial(_narrowed, dtype, device))
-    evaluate = _ended(partial(denoiser.predict, asked), device)
+        plain = PlainUNet(build(torch.float32), random_question(spec, side, rows), precision, threads)
+        evaluate = {evaluation: plain.evaluate for evaluation in plan}
+        return Ready(evaluate, plan, decode, lambda: f"{PLAIN} {plain.precision_in_use()}")
+    sample = random_question(spec, side, 1)
+    denoiser = _denoiser(backend, precision, digest, build(dtype), sample, threads, may_fall_back=bool(one.profile))
+    evaluate = {}
+    for evaluation in plan:
+        question = random_question(spec, side, evaluation.rows)
+        asked = question if on_openvino else question.mapped(partial(_narrowed, dtype, device))
+        evaluate[evaluation] = _ended(_asking(denoiser, asked, evaluation.is_deep, _reuses(plan)), device)
     beside = "" if device == "cpu" else f" on {device}"
-    return Ready(evaluate, decode and _ended(decode, device), lambda: _told(denoiser.in_use) + beside)
+    return Ready(evaluate, plan, decode and _ended(decode, device), lambda: _told(denoiser.in_use) + beside)
+
+
+def _open_cpp(
+    one: Contestant,
+    precision: str,
+    size_px: int,
+    rows: int,
+    threads: int,
+    plan: Mapping[Evaluation, int],
+    decoder: DecoderChoice,
+) -> Ready:
+    from vega_diffusion.models.build import build_component
+
+    if decoder != "none" or one.model not in PRESETS:
+        raise InvalidValue("contestants", str(one), "a preset, without a decoder", "time its U-Net alone")
+    peer = CppUNet(PRESETS[one.model], partial(build_component, PRESETS[one.model]), precision, size_px, rows, threads)
+    return Ready({evaluation: peer.step for evaluation in plan}, plan, None, lambda: peer.in_use)
+
+
+def decoder_of(one: Contestant, given: DecoderChoice) -> DecoderChoice:
+    """Return what decodes a contestant's pictures: its own choice, its profile's, or the one given for all."""
+    return one.decoder or (PROFILES[one.profile].decoder if one.profile else given)
+
+
+def _course(one: Contestant, rows: int, num_steps: int, device: str) -> tuple[dict[Evaluation, int], str, Any]:
+    """Return what a picture asks of a contestant's U-Net, with its backend and precision here."""
+    if one.profile is None:
+        return {Evaluation(rows, True): num_steps}, one.backend, one.precision
+    profile = PROFILES[one.profile]
+    guided = rows > 1 and (profile.guidance_scale is None or profile.guidance_scale > 1)
+    plan = StepPlan.of(profile.num_steps or num_steps, profile.guidance_interval, profile.reuse, guided)
+    route = profile.routes[0 if device == "cpu" else -1]
+    steps = zip(plan.guided, plan.deep, strict=True)
+    return dict(Counter(Evaluation(1 + twice, deep) for twice, deep in steps)), route.backend, route.precision
+
+
+def _reuses(plan: Mapping[Evaluation, int]) -> bool:
+    return not all(evaluation.is_deep for evaluation in plan)
+
+
+def _asking(denoiser: Any, question: Question, is_deep: bool, keeps: bool) -> Callable[[], object]:
+    """Return one evaluation as the engine asks for it: a deep one whose states are kept answers with them."""
+    if not is_deep:
+        kept: list[Any] = []
+
+        def shallow() -> object:
+            if not kept:  # in the warm-up
+                kept.append(denoiser.full(question)[1])
+            return denoiser.shallow(question, kept[0])
+
+        return shallow
+    return partial(denoiser.full if keeps else denoiser.predict, question)
 
 
 def _ended(call: Callable[[], object], device: str) -> Callable[[], object]:
@@ -139,19 +248,21 @@ def random_question(spec: ModelSpec, side: int, rows: int) -> Question:
     return example_question(spec.unet, rows, side, side).mapped(filled)
 
 
-def _denoiser(one: Contestant, precision: Any, digest: str, network: Any, question: Question, threads: int) -> Any:
+def _denoiser(
+    backend: str, precision: Any, digest: str, network: Any, question: Question, threads: int, may_fall_back: bool
+) -> Any:
     from vega_diffusion.inference.backends.faults import Route
     from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser
     from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 
-    if one.backend == GRAPHS:
+    if backend == GRAPHS:
         from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 
         return TorchCompiled(lambda: network, channels_last=True, cuda_graphs=True)
     rule = QuantisationRule(num_samples=CALIBRATION, num_probes=0)
-    samples = [question.rows(0, 1) for _ in range(CALIBRATION)]
-    opening = Opening(say=_say, num_threads=threads, may_fall_back=False, rule=rule, keep_blobs=False)
-    route = Route(one.backend, precision)  # type: ignore[arg-type]
+    samples = [question] * CALIBRATION
+    opening = Opening(say=_say, num_threads=threads, may_fall_back=may_fall_back, rule=rule, keep_blobs=False)
+    route = Route(backend, precision)  # type: ignore[arg-type]
     return open_denoiser(route, Weights(digest, lambda: network), opening, questions=lambda: samples)
 
 
@@ -204,7 +315,7 @@ def _narrowed(dtype: Any, device: str, tensor: Any) -> Any:
 def model_of(name: str) -> ModelSpec:
     """Return the spec of a preset or of a model folder."""
     from vega_diffusion.models.detect import load_spec
-    from vega_diffusion.specs.presets import PRESETS, preset
+    from vega_diffusion.specs.presets import preset
 
     folder = Path(name).expanduser()
     return preset(name) if name in PRESETS or not folder.is_dir() else load_spec(folder)
@@ -216,7 +327,6 @@ def _model(name: str, device: str = "cpu") -> tuple[ModelSpec, str, Callable[[An
 
     from vega_diffusion.models.checkpoint import load_unet
     from vega_diffusion.models.digest import model_digest
-    from vega_diffusion.specs.presets import PRESETS
 
     spec, folder = model_of(name), Path(name).expanduser()
     if name in PRESETS or not folder.is_dir():

@@ -1,14 +1,23 @@
-"""Case `speed`: seconds of U-Nets and whole pictures at full size, model against model and backend against backend.
+"""Case `speed`: seconds of U-Nets and pictures at full size: models, backends and profiles against one another.
 
-Weights are random unless a folder is named: they show speed and memory and nothing else.
+A picture's seconds are those of the evaluations that its steps take and of one decoding, each timed alone: prompts
+count as encoded. Weights are random unless a folder is named: they show speed and memory and nothing else.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
-from vega_diffusion.benchmarks.contestants import Contestant, DecoderChoice, Ready, model_of, open_contestant
+from vega_diffusion.benchmarks.contestants import (
+    Contestant,
+    DecoderChoice,
+    Evaluation,
+    Ready,
+    model_of,
+    open_contestant,
+)
 from vega_diffusion.benchmarks.protocol import Timing, summarise, time_interleaved
 from vega_diffusion.benchmarks.report import Bar, Measurement
 from vega_diffusion.errors import InvalidValue
@@ -24,7 +33,16 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:int8", "vega:torch:fp32", 512, "none"): 5.5,
     ("vega:openvino:int8", "vega:torch:bf16", 512, "none"): 2.0,
     ("vega:openvino:int8", "vega:openvino-plain:bf16", 512, "none"): 1.45,
+    ("vega:openvino:int8", "vega:stable-diffusion.cpp:int8", 512, "none"): 10.0,
+    ("vega:openvino:int8", "vega:stable-diffusion.cpp:fp16", 512, "none"): 10.0,
     ("vega-mini:torch:own", "mini-sdxl:torch:own", 128, "none"): 2.0,
+    ("vega@balanced+tiny", "sdxl@balanced+tiny", 512, "tiny"): 2.0,
+    ("vega@balanced+tiny", "sdxl@balanced+tiny", 1024, "tiny"): 2.2,
+    ("vega@balanced+tiny", "sd-1.5@balanced+tiny", 512, "tiny"): 1.5,
+    ("vega@realtime", "vega:torch:fp32", 512, "full"): 8.0,
+    ("vega@balanced", "vega:torch:bf16", 512, "full"): 2.1,
+    ("vega@turbo", "vega:torch:bf16", 512, "full"): 4.0,
+    ("vega@turbo+tiny", "vega:torch:bf16", 512, "full"): 5.0,
     ("vega:torch-graphs:bf16", "vega:torch:bf16", 1024, "none"): 1.8,
     ("vega:torch-graphs:bf16", "vega:torch-compiled:bf16", 1024, "none"): 1.3,
 }
@@ -49,14 +67,15 @@ def measure(
     """Time several models in turn; ratios are of the first to each other one, round by round.
 
     Args:
-        contestants: Each MODEL, MODEL:BACKEND or MODEL:BACKEND:PRECISION; a model is a preset (random weights) or a
-            folder. All are in memory together.
+        contestants: Each MODEL, MODEL:BACKEND, MODEL:BACKEND:PRECISION or MODEL@PROFILE, and +tiny or +full after it
+            for a decoder of its own; a model is a preset (random weights) or a folder. All are in memory together.
         size_px: Side of the picture, px.
-        rows: Of one evaluation; guidance takes two a picture.
+        rows: Of one evaluation; guidance takes two a picture, and with two a profile guides where it says so.
         repeats: Timed rounds, 5 or more.
         threads: Of torch and OpenVINO.
-        decoder: Time an autoencoder, too: ratios are then of `num_steps` evaluations and one decoding.
-        num_steps: Of a picture.
+        decoder: Time an autoencoder, too, of contestants that have no choice of their own. Where any is timed, and for
+            profiles, ratios are of whole pictures.
+        num_steps: Of a picture, where its profile does not say.
         device: Where torch runs: `auto`, `cpu` or `cuda`. On a GPU seconds on the wall are compared, elsewhere those of
             the processor.
     """
@@ -70,17 +89,23 @@ def measure(
     asked = [Contestant.parse(text) for text in contestants]
     if len(asked) < 2 or len(set(asked)) < len(asked):
         raise InvalidValue("contestants", contestants, "two or more that differ", "name another")
-    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where) for one in asked}
+    whole = decoder != "none" or any(one.profile or one.decoder for one in asked)
+    steps = num_steps if whole else 1
+    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where, steps) for one in asked}
     timings = time_interleaved(_calls(ready), repeats=repeats)
-    seconds = {name: _picture_seconds(timings, name, num_steps, decoder, clock) for name in ready}
+    seconds = {name: _picture_seconds(name, one, timings, clock) for name, one in ready.items()}
     first, *others = ready
     ratios = {other: [b / a for a, b in zip(seconds[first], seconds[other], strict=True)] for other in others}
     decodings: dict[str, list[float]] = {}
-    if decoder != "none":
-        last = {name: [getattr(one, clock) for one in timings[_decoding(name)]] for name in ready}
-        decodings = {other: [b / a for a, b in zip(last[first], last[other], strict=True)] for other in others}
+    if ready[first].decode is not None:
+        last = {name: [getattr(one, clock) for one in timings[_decoding(name)]] for name in ready if ready[name].decode}
+        decodings = {
+            other: [b / a for a, b in zip(last[first], found, strict=True)]
+            for other, found in last.items()
+            if other != first
+        }
     return Measurement(
-        name=f"{first.replace(':', '-')}-{size_px}" + ("" if decoder == "none" else f"-{decoder}"),
+        name=f"{_file_name(first)}-{size_px}" + ("" if decoder == "none" else f"-{decoder}"),
         samples={f"{name} wall_s": [one.wall_s for one in found] for name, found in timings.items()}
         | {f"{name} cpu_s": [one.cpu_s for one in found] for name, found in timings.items()},
         summary={
@@ -92,11 +117,15 @@ def measure(
             **{f"{first} against {other}": round(median(found), 3) for other, found in ratios.items()},
             **{f"{first} against {other}, decoding": round(median(found), 3) for other, found in decodings.items()},
             **{f"{name} in use": one.in_use() for name, one in ready.items()},
-            **{f"{name} TFLOP/s": round(found, 2) for name, found in _rates(asked, timings, size_px, rows).items()},
+            **{
+                f"{name} asks for": "; ".join(f"{count} x {asked}" for asked, count in one.counts.items())
+                for name, one in ready.items()
+            },
+            **{f"{name} TFLOP/s": round(found, 2) for name, found in _rates(asked, timings, size_px, rows)},
             "size_px": size_px,
             "rows": rows,
             "decoder": decoder,
-            "num_steps": num_steps if decoder != "none" else 1,
+            "num_steps": steps,
         },
         bars=(
             *_bars(ratios, GOALS, first, size_px, decoder),
@@ -113,16 +142,22 @@ def measure(
     )
 
 
-def _rates(asked: Sequence[Contestant], timings: dict[str, list[Timing]], size_px: int, rows: int) -> dict[str, float]:
-    """Return the work of each U-Net's evaluations by their time, TFLOP/s."""
+def _file_name(contestant: str) -> str:
+    return re.sub(r"[:@+]", "-", contestant)
+
+
+def _rates(
+    asked: Sequence[Contestant], timings: dict[str, list[Timing]], size_px: int, rows: int
+) -> Iterator[tuple[str, float]]:
+    """Yield the work of the evaluations of contestants without a profile by their time, TFLOP/s."""
     from vega_diffusion.models.measure import unet_macs
 
-    found = {}
     for one in asked:
-        spec = model_of(one.model)
-        macs = unet_macs(spec.unet, size_px, size_px, spec.autoencoder.downscale)
-        found[str(one)] = 2 * macs * rows / median(timing.wall_s for timing in timings[str(one)]) / 1e12
-    return found
+        if one.profile is None:
+            spec = model_of(one.model)
+            macs = unet_macs(spec.unet, size_px, size_px, spec.autoencoder.downscale)
+            seconds = median(timing.wall_s for timing in timings[_evaluation(str(one), None)])
+            yield str(one), 2 * macs * rows / seconds / 1e12
 
 
 def _bars(
@@ -145,21 +180,26 @@ def _calls(ready: dict[str, Ready]) -> dict[str, Callable[[int], object]]:
     """Return what is timed in every round: evaluations and decodings."""
     calls: dict[str, Callable[[int], object]] = {}
     for name, one in ready.items():
-        calls[name] = lambda _, run=one.evaluate: run()
+        for asked, evaluate in one.evaluate.items():
+            calls[_evaluation(name, asked)] = lambda _, run=evaluate: run()
         if one.decode is not None:
             calls[_decoding(name)] = lambda _, run=one.decode: run()
     return calls
 
 
-def _picture_seconds(
-    timings: dict[str, list[Timing]], name: str, num_steps: int, decoder: DecoderChoice, clock: str
-) -> list[float]:
-    """Return the seconds of each round by a clock: of one evaluation, or of a picture's with its decoding."""
-    evaluations = [getattr(one, clock) for one in timings[name]]
-    if decoder == "none":
-        return evaluations
-    decodings = [getattr(one, clock) for one in timings[_decoding(name)]]
-    return [num_steps * step + last for step, last in zip(evaluations, decodings, strict=True)]
+def _picture_seconds(name: str, one: Ready, timings: dict[str, list[Timing]], clock: str) -> list[float]:
+    """Return the seconds of each round by a clock: of a picture's evaluations, and of its decoding where asked for."""
+    parts = [(_evaluation(name, asked), count) for asked, count in one.counts.items()]
+    if one.decode is not None:
+        parts.append((_decoding(name), 1))
+    rounds = zip(*(timings[part] for part, _ in parts), strict=True)
+    counts = [count for _, count in parts]
+    return [sum(n * getattr(each, clock) for n, each in zip(counts, found, strict=True)) for found in rounds]
+
+
+def _evaluation(name: str, asked: Evaluation | None) -> str:
+    """Return what an evaluation's timings are called; a contestant without a profile has one kind alone."""
+    return name if asked is None or "@" not in name else f"{name} {asked}"
 
 
 def _decoding(name: str) -> str:
