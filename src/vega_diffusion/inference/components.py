@@ -94,9 +94,16 @@ def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.
 
 
 def has_bfloat16_kernels() -> bool:
-    """Return whether torch multiplies bfloat16 on this CPU at speed: with AVX2 alone it is far slower than float32."""
-    on_intel = platform.machine().lower() in ("x86_64", "amd64")
-    return not on_intel or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Return whether torch multiplies bfloat16 on this CPU at speed: by instructions of its own for it.
+
+    An x86 processor with AVX-512 alone converts back and forth and takes three to four times as long as in float32,
+    one with AVX2 alone far longer (docs/log.md).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if torch.cpu._is_avx512_supported():
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_low_memory(wanted: bool | None, num_bytes: int, device: torch.device) -> bool:

@@ -19,6 +19,7 @@ from vega_diffusion.data.interleaved_samples import InterleavedSamples
 from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import derive_seed
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.inference.components import has_bfloat16_kernels
 from vega_diffusion.models.attention import use_training_attention
 from vega_diffusion.models.lora import add_lora, is_adapter
 from vega_diffusion.models.words import learn_words
@@ -113,6 +114,8 @@ def run_recipe(
             raise InvalidValue("--init-from", init_from, f"nothing with {field}", "name the weights in model.weights")
     accelerator = make_accelerator(recipe, device)
     recipe = fitted(recipe, accelerator.device, warn)
+    if accelerator.device.type == "cpu" and recipe.mixed_precision == "bf16" and not has_bfloat16_kernels():
+        warn("mixed_precision: bf16 without instructions for it is slower here than float32; a run with no is faster")
     directory.create()
     with directory.locked() if accelerator.is_main_process else nullcontext():
         spec = model_spec(recipe)
