@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vega_diffusion.errors import VegaError
-from vega_diffusion.inference.backends.protocol import Denoiser, Question, joined
+from vega_diffusion.inference.backends.protocol import Denoiser, KeepsText, Question, joined
 from vega_diffusion.specs.profile import StepPlan
 
 
@@ -216,9 +217,10 @@ def denoise(denoiser: Denoiser, run: ImageRun) -> Tensor:
     Raises:
         Cancelled: `run.is_cancelled` returned True.
     """
-    while not run.is_done:
-        run.check_cancelled()
-        advance(denoiser, [run])
+    with denoiser.text_kept() if isinstance(denoiser, KeepsText) else nullcontext():
+        while not run.is_done:
+            run.check_cancelled()
+            advance(denoiser, [run])
     return run.latents
 
 

@@ -7,8 +7,9 @@ steps of different requests into one question. No backend is here, and nothing h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vega_diffusion.specs.profile import Backend, Precision
 
@@ -52,7 +53,7 @@ class Question:
 
 
 def joined(questions: Sequence[Question]) -> Question:
-    """Return the rows of several questions of one bucket and one kind, in order.
+    """Return the rows of several questions of one bucket and one kind, in order; one alone is returned itself.
 
     Raises:
         ValueError: There is none.
@@ -61,6 +62,8 @@ def joined(questions: Sequence[Question]) -> Question:
 
     if not questions:
         raise ValueError("no question to join")
+    if len(questions) == 1:
+        return questions[0]
     named = [question.named() for question in questions]
     return Question(**{name: torch.cat([each[name] for each in named]) for name in named[0]})
 
@@ -136,6 +139,15 @@ class Denoiser(Protocol):
 
     def close(self) -> None:
         """Give back what was compiled or changed; the denoiser is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class KeepsText(Protocol):
+    """A denoiser that need not compute anew what depends on the prompt alone."""
+
+    def text_kept(self) -> AbstractContextManager[None]:
+        """Return a context for one run: within it, what follows from the same tensor of prompts is kept."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vega_diffusion.inference.backends.protocol import InUse, Precision, Question
 from vega_diffusion.inference.backends.split import check_branch, full_pass, shallow_pass
+from vega_diffusion.inference.backends.text_maps import text_maps_kept
 
 PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -71,6 +73,10 @@ class TorchEager:
     def shallow(self, question: Question, deep: Tensor) -> Tensor:
         """Return the prediction from the layers above the cut and `deep`."""
         return shallow_pass(self._unet(), self._prepared(question), deep, self._branch)
+
+    def text_kept(self) -> AbstractContextManager[None]:
+        """Return a context for one run, in which keys and values of its prompts are computed once."""
+        return text_maps_kept(self._unet())
 
     def close(self) -> None:
         """Lay the weights out as before."""
