@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import sys
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_a_certificate_is_measured_and_kept(tiny_folder: Path, home: Path):
     assert min(cosines) == pytest.approx(certificate.latent_cosine_min, abs=1e-4)
     assert found.bars == ()  # goals are for what the ruler measures
     assert "not measured" in str(certificate)
+
+
+def test_as_many_prompts_as_a_certificate_asks_for_are_there():
+    default = inspect.signature(certify.measure).parameters["prompts"].default
+    texts = certify._texts(default)
+    assert len(texts) == default == 200
+    assert len(set(texts)) == 175
+    assert len(set(certify._texts(35))) == 35
 
 
 def test_exact_and_too_many_prompts_are_refused(tiny_folder: Path):

@@ -40,7 +40,7 @@ def measure(
     Args:
         profile: balanced, turbo or realtime.
         model: A name, a diffusers folder or a Hub id.
-        prompts: For the drift of latents and pictures.
+        prompts: For the drift of latents and pictures; above 175 some are drawn from two seeds.
         repeats: Timed pairs of pictures.
         processes: That draw for the ruler.
         ruler: Measure prompt-following and Frechet distance, too; needs a model of the mini family and the extra eval.
@@ -178,10 +178,12 @@ def _texts(count: int) -> list[str]:
     from vega_diffusion.evaluation.suites import read_suite
 
     texts = [prompt.prompt for prompt in read_suite("scenes", "dev").prompts]
-    if not 0 < count <= len(texts):
-        raise InvalidValue("--prompts", count, f"1 to {len(texts)}, as scenes-dev has", "choose fewer")
-    # Every kind of prompt has its share: they stand in the file kind by kind.
-    return [texts[number * len(texts) // count] for number in range(count)]
+    if not 0 < count <= 2 * len(texts):
+        allowed = f"1 to {2 * len(texts)}, as scenes-dev has pictures"
+        raise InvalidValue("--prompts", count, allowed, "choose fewer")
+    twice, rest = divmod(count, len(texts))
+    # Every kind of prompt has its share: they stand in the file kind by kind. Seeds differ from picture to picture.
+    return twice * texts + [texts[number * len(texts) // rest] for number in range(rest)]
 
 
 def _request(text: str, seed: int, profile: str) -> GenerateRequest:
