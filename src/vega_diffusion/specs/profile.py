@@ -34,6 +34,10 @@ class Route(Spec):
 TORCH = Route(backend="torch", precision="own")
 
 
+REUSE_FROM = 0.2
+"""Share of the steps before which no deep layers are reused."""
+
+
 def check_interval(field: str, interval: tuple[float, float]) -> None:
     """Check that an interval of shares of the steps is one.
 
@@ -54,7 +58,8 @@ class ProfileSpec(Spec):
         decoder: The full autoencoder, or the tiny one where the model has one.
         guidance_interval: Share of the steps at which guidance begins, and at which it ends: outside, the U-Net is
             asked about the prompt alone.
-        reuse: The deep layers are computed every so many steps and kept in between; 1 computes them always.
+        reuse: The deep layers are computed every so many steps and kept in between, after the first fifth of the steps;
+            1 computes them always.
         guidance_scale: None leaves it to the model.
         sampler: None leaves it to the model.
         num_steps: None leaves it to the model.
@@ -87,7 +92,7 @@ PROFILES: dict[str, ProfileSpec] = {
     for one in (
         ProfileSpec(name="exact"),
         ProfileSpec(name="balanced", routes=(*_FAST, TORCH), guidance_interval=(0.0, 0.8)),
-        ProfileSpec(name="turbo", routes=(*_FAST, TORCH), guidance_interval=(0.0, 0.6), reuse=2),
+        ProfileSpec(name="turbo", routes=(*_FAST, TORCH), guidance_interval=(0.0, 0.8), reuse=2),
         ProfileSpec(
             name="realtime", routes=(*_FAST, TORCH), decoder="tiny", guidance_scale=1.0, sampler="lcm", num_steps=4
         ),
@@ -111,18 +116,20 @@ class StepPlan:
     def of(cls, num_steps: int, interval: tuple[float, float], reuse: int, guidance: bool) -> Self:
         """Return the plan of a run.
 
-        A step that is guided where the one before was not computes its deep layers: those of the negative prompt are
-        not there yet.
+        The first steps compute their deep layers always: they decide what the picture shows, and drift most
+        (docs/log.md). So does a step that is guided where the one before was not: those of the negative prompt are not
+        there yet.
 
         Args:
             num_steps: U-Net evaluations of the sampler.
             interval: Shares of them between which guidance acts.
-            reuse: Deep layers are computed every so many steps.
+            reuse: Deep layers are computed every so many steps, after `REUSE_FROM`.
             guidance: Whether there is guidance at all.
         """
         guided = tuple(guidance and interval[0] <= step / num_steps < interval[1] for step in range(num_steps))
         begins = [now and not before for now, before in zip(guided, (True, *guided), strict=False)]
-        return cls(guided, tuple(step % reuse == 0 or begins[step] for step in range(num_steps)))
+        first = REUSE_FROM * num_steps
+        return cls(guided, tuple(step < first or step % reuse == 0 or begins[step] for step in range(num_steps)))
 
     @property
     def reuses(self) -> bool:
