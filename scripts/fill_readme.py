@@ -67,7 +67,7 @@ def _draw_sizes(folder: Path) -> str:
         own = sorted((one for one in speeds if one.hardware == machine), key=lambda one: one.case)
         draw_speed(own, ROOT / "docs" / "images" / "speed.png")
         shown += (
-            "![Seconds of a picture by SD 1.5, Vega, SSD-1B and SDXL](docs/images/speed.png)\n\n"
+            "![Seconds of a picture by Vega and larger models](docs/images/speed.png)\n\n"
             f"Random weights on {machine.cores} cores of {machine.accelerator or machine.processor}; one thread.\n"
         )
     return shown

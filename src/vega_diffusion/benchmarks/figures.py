@@ -51,7 +51,9 @@ def draw_speed(results: Sequence[Result], path: Path) -> None:
         axes.barh(names, list(seconds.values()), color=_COLOURS["unet"], height=0.62)
         steps, rows = int(said["num_steps"]), int(said["rows"])
         what = (
-            f"{steps} evaluations of {rows} rows and the {said['decoder']} decoder" if steps > 1 else "one evaluation"
+            f"{steps} evaluations of {rows} row{'s' * (rows > 1)} and the {said['decoder']} decoder"
+            if steps > 1
+            else "one evaluation"
         )
         _finish(axes, list(seconds.values()), f"{said['size_px']} px: processor seconds, {what}")
     _save(figure, path)
