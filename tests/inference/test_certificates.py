@@ -105,6 +105,11 @@ def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path, 
     assert not any("not certified" in line for line in picture.warnings)
     assert (picture.record.backend, picture.record.precision) == (in_use.backend, in_use.precision)
     assert picture.record.request.profile == "turbo"
+    for high, told in ((0.01, False), (-0.02, True)):
+        measured = {"following_change": -0.054, "following_low": -0.1, "following_high": high}
+        keep_certificate(MADE.model_copy(update=route | measured))
+        (picture,) = engine.generate(request)
+        assert any("5.4 points less than exact does (-10.0 to -2.0)" in line for line in picture.warnings) == told
     (exact,) = engine.generate(request.model_copy(update={"profile": None}))
     assert exact.warnings == ()
     assert (exact.record.request.profile, exact.record.backend, exact.record.decoder) == ("exact", "torch", "full")

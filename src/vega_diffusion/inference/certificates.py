@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.lines import follows_less, not_certified
 from vega_diffusion.models.home import vega_home
 from vega_diffusion.specs.certificate import Certificate
 
@@ -30,6 +31,23 @@ def find_certificate(
         if (one.profile, one.model_digest, one.backend, one.precision, one.decoder) == wanted
     ]
     return max(found, key=lambda one: one.finished, default=None)
+
+
+def certificate_lines(
+    certificate: Certificate | None, profile: str, backend: str, precision: str, model: str
+) -> tuple[str, ...]:
+    """Return the line for who draws by a profile that nobody measured, or that was measured to lose; or nothing.
+
+    It loses where its whole interval of prompt-following lies below that of `exact`.
+    """
+    if profile == "exact":
+        return ()
+    if certificate is None:
+        return (not_certified(profile, backend, precision, model),)
+    change, low, high = certificate.following_change, certificate.following_low, certificate.following_high
+    if change is None or low is None or high is None or high >= 0:
+        return ()
+    return (follows_less(profile, change, low, high),)
 
 
 def keep_certificate(certificate: Certificate, folder: Path | None = None) -> Path:

@@ -24,11 +24,10 @@ from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
 from vega_diffusion.inference.backends.calibration import record_questions
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
 from vega_diffusion.inference.backends.torch_eager import TorchEager
-from vega_diffusion.inference.certificates import find_certificate
+from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, StepState, denoise
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
-from vega_diffusion.inference.lines import not_certified
 from vega_diffusion.inference.memory import is_out_of_memory, told_in_one_line
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.packing import FixedRows, Packed, Packer
@@ -279,7 +278,7 @@ class Engine:
         opened = self.routes.open(PROFILES[resolved.profile or "exact"], loras)
         with self.adapters.injected(loras):
             prompt, guidance, warnings = self._conditioned(resolved, loras, opened)
-        warnings += opened.said() + self._uncertified(resolved, opened.denoiser)
+        warnings += opened.said() + self._certified(resolved, opened.denoiser)
         return _Job(resolved, sources, loras, prompt, guidance, opened, warnings)
 
     def certificate(self, request: GenerateRequest, denoiser: Denoiser) -> Certificate | None:
@@ -299,13 +298,11 @@ class Engine:
 
         return record_questions(draw, TorchEager(self.adapters.unet), count)
 
-    def _uncertified(self, request: GenerateRequest, denoiser: Denoiser) -> tuple[str, ...]:
-        """Return the line that says that nobody measured what a profile costs in likeness, or nothing."""
-        if request.profile == "exact" or self.certificate(request, denoiser) is not None:
-            return ()
-        in_use = denoiser.in_use
-        profile = request.profile or "exact"
-        return (not_certified(profile, in_use.backend, in_use.precision, self.components.name),)
+    def _certified(self, request: GenerateRequest, denoiser: Denoiser) -> tuple[str, ...]:
+        """Return the line that says what a profile costs, or that nobody measured it; or nothing."""
+        in_use, profile = denoiser.in_use, request.profile or "exact"
+        certificate = self.certificate(request, denoiser)
+        return certificate_lines(certificate, profile, in_use.backend, in_use.precision, self.components.name)
 
     def decode(self, request: GenerateRequest, latents: Tensor) -> Tensor:
         """Return the image `[1, 3, H, W]`, in about -1..1, of clean latents `[1, C, h, w]` as `stream` would decode it.

@@ -21,6 +21,14 @@ def not_certified(profile: str, backend: str, precision: str, model: str) -> str
     )
 
 
+def follows_less(profile: str, change: float, low: float, high: float) -> str:
+    """Return the line that says how much less a profile follows prompts than `exact` does, shares of 1."""
+    return (
+        f"profile {profile}: follows prompts by {-100 * change:.1f} points less than exact does "
+        f"({100 * low:+.1f} to {100 * high:+.1f}), says its certificate for these weights"
+    )
+
+
 def not_finite_latents(numbers: str, remedy: str) -> str:
     """Return the error of latents that overflowed in numbers of a kind."""
     return f"latents: not finite after denoising in {numbers}; allowed: finite numbers; use {remedy}"

@@ -20,14 +20,14 @@ from PIL import Image
 from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.backends.faults import BackendFault, Say
 from vega_diffusion.inference.backends.store import Store
-from vega_diffusion.inference.certificates import find_certificate
+from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
 from vega_diffusion.inference.lean.bundle import Bundle, find_bundle, find_table
 from vega_diffusion.inference.lean.networks import LeanNetworks, latent_shape
 from vega_diffusion.inference.lean.noise import TorchNoise, rounded_to_bfloat16
 from vega_diffusion.inference.lean.sampler_table import SamplerTable
 from vega_diffusion.inference.lean.text import LeanTokenizer
-from vega_diffusion.inference.lines import cut_text, no_tiny_decoder, not_certified, not_finite_latents
+from vega_diffusion.inference.lines import cut_text, no_tiny_decoder, not_finite_latents
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.rules import tile_px_for
 from vega_diffusion.models.find import resolve_model
@@ -144,7 +144,7 @@ class LeanEngine:
         if not self._networks.is_small:
             for encoder in self._networks.text:
                 encoder.close()  # large ones would take memory that the U-Net needs
-        warnings += self._uncertified(request)
+        warnings += self._certified(request)
         assert request.num_images and request.seed is not None, "a resolved request"
         for index in range(request.num_images):
             one = request.model_copy(update={"seed": request.seed + index, "num_images": 1})
@@ -246,12 +246,11 @@ class LeanEngine:
         self._lines.clear()
         return lines if self._decoder == request.decoder else (*lines, no_tiny_decoder(self._kept.model))
 
-    def _uncertified(self, request: GenerateRequest) -> tuple[str, ...]:
+    def _certified(self, request: GenerateRequest) -> tuple[str, ...]:
         profile, in_use = request.profile or "exact", self._networks.unet.in_use
         backend, precision, digest = in_use.backend, in_use.precision, self._kept.bundle.model_digest
-        if find_certificate(self._kept.folder, digest, profile, backend, precision, self._decoder) is not None:
-            return ()
-        return (not_certified(profile, backend, precision, self._kept.model),)
+        found = find_certificate(self._kept.folder, digest, profile, backend, precision, self._decoder)
+        return certificate_lines(found, profile, backend, precision, self._kept.model)
 
     def _record(self, request: GenerateRequest) -> PictureRecord:
         """Return what made an image."""
