@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def test_a_copy_without_history_tells_its_commit_and_not_whether_it_was_changed(
 ) -> None:
     monkeypatch.setenv("VEGA_COMMIT", "abc123")
     assert (example().commit, example().dirty) == ("abc123", None)
+
+
+@pytest.mark.parametrize(
+    ("written", "dirty"),
+    [
+        ("benchmarks/results/a-machine/thing.json", False),
+        ("src/package/assets/model/certificates/turbo.json", False),
+        ("src/package/assets/model/unet.json", True),
+    ],
+)
+def test_what_cases_write_is_no_change_of_the_code(
+    written: str, dirty: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    (tmp_path / written).parent.mkdir(parents=True)
+    (tmp_path / written).write_text("{}")
+    assert example().dirty is dirty
 
 
 def test_a_result_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from vega_diffusion.errors import MissingFile, VegaError
+from vega_diffusion.inference.certificates import FOLDER as CERTIFICATES
 from vega_diffusion.specs.base import Spec
 
 RESULTS = Path("benchmarks") / "results"
@@ -142,11 +143,12 @@ def git(*arguments: str) -> str | None:
 def make_result(case: str, command: str, measurement: Measurement, *, threads: int, load_before: float) -> Result:
     """Put a measurement together with everything that one must know to repeat it.
 
-    Result files themselves do not make the code dirty: each case that runs writes one. Where a copy of a checkout runs,
-    without its history, `$VEGA_COMMIT` says which commit it is a copy of; whether it was changed is then not known.
+    Result files and certificates do not make the code dirty: each case that runs writes them. Where a copy of a checkout
+    runs, without its history, `$VEGA_COMMIT` says which commit it is a copy of; whether it was changed is not known.
     """
     copied = os.environ.get("VEGA_COMMIT")
-    changes = None if copied else git("status", "--porcelain", "--", ".", f":!{RESULTS.as_posix()}")
+    written = [f":!{RESULTS.as_posix()}", f":(exclude,glob)**/{CERTIFICATES}/**"]
+    changes = None if copied else git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
     return Result(
         case=f"{case}-{measurement.name}" if measurement.name else case,
         command=command,
