@@ -143,8 +143,8 @@ def git(*arguments: str) -> str | None:
 def make_result(case: str, command: str, measurement: Measurement, *, threads: int, load_before: float) -> Result:
     """Put a measurement together with everything that one must know to repeat it.
 
-    Result files and certificates do not make the code dirty: each case that runs writes them. Where a copy of a checkout
-    runs, without its history, `$VEGA_COMMIT` says which commit it is a copy of; whether it was changed is not known.
+    Result files and certificates do not make the code dirty: each case that runs writes some. Where a checkout is
+    copied without its history, `$VEGA_COMMIT` says which commit it is; whether it was changed is not known.
     """
     copied = os.environ.get("VEGA_COMMIT")
     written = [f":!{RESULTS.as_posix()}", f":(exclude,glob)**/{CERTIFICATES}/**"]
