@@ -170,7 +170,7 @@ def test_a_plan_draws_nothing(vega: Vega) -> None:
     code, out, _ = vega(*asked)
     assert code == 0
     plan = json.loads(out[-1])
-    assert (plan["profile"], plan["num_steps"], plan["guided_steps"], plan["deep_steps"]) == ("turbo", 10, 6, 5)
+    assert (plan["profile"], plan["num_steps"], plan["guided_steps"], plan["deep_steps"]) == ("turbo", 10, 8, 6)
     assert plan["work_ratio"] > 1
     assert out[0].split() == ["profile", "turbo"]
     assert list(vega.folder.iterdir()) == []

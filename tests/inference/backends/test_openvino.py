@@ -258,16 +258,19 @@ def test_without_bf16_instructions_it_is_float32_with_one_line(converted: Conver
 def test_bf16_is_reported_as_what_openvino_really_runs(
     converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the CPU lacks it, OpenVINO runs float32 without a word; we do not."""
+    """Where the CPU lacks it, OpenVINO runs float32 without a word, with AVX-512 bf16 by conversions; we say which."""
     really = cpu_features().bf16
     monkeypatch.setattr(openvino_runtime, "cpu_features", lambda: CpuFeatures(bf16=True, vnni=True))
     lines: list[str] = []
     weights, unet = Weights("smallest", lambda: converted[1]), converted[1]
     denoiser = open_denoiser(Route("openvino", "bf16"), weights, Opening(home=tmp_path, say=lines.append))
     question = ask(unet)
-    assert relative_error(denoiser.predict(question), TorchEager(lambda: unet).predict(question)) < 0.02
-    assert denoiser.in_use.precision == ("bf16" if really else "fp32")
-    assert any("openvino runs no layer in bf16" in line for line in lines) != really
+    error = relative_error(denoiser.predict(question), TorchEager(lambda: unet).predict(question))
+    narrow = error > 1e-4  # float32 is within 1e-5
+    assert error < 0.05
+    assert narrow or not really
+    assert denoiser.in_use.precision == ("bf16" if narrow else "fp32")
+    assert any("openvino runs no layer in bf16" in line for line in lines) != narrow
 
 
 def test_int8_without_questions_or_nncf_is_float32_with_a_line(
