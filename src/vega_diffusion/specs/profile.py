@@ -84,7 +84,8 @@ class ProfileSpec(Spec):
 
 
 # Where the CPU has no bf16 instructions the backend goes on in fp32 by itself (`inference/backends/faults.py`). int8 of
-# weights and activations is built and tested, but in no profile: on vega-mini it moves pictures too far (docs/log.md).
+# weights and activations is built and tested, but in no profile: without VNNI it moves pictures too far, and with it
+# calibration at full size takes an hour that no first picture should wait for (docs/log.md).
 _FAST = (Route(backend="openvino", precision="bf16"),)
 
 PROFILES: dict[str, ProfileSpec] = {

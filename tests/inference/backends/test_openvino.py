@@ -267,7 +267,7 @@ def test_bf16_is_reported_as_what_openvino_really_runs(
     question = ask(unet)
     error = relative_error(denoiser.predict(question), TorchEager(lambda: unet).predict(question))
     narrow = error > 1e-4  # float32 is within 1e-5
-    assert error < 0.05
+    assert error < (0.02 if really else 0.05)  # 0.031 by conversions
     assert narrow or not really
     assert denoiser.in_use.precision == ("bf16" if narrow else "fp32")
     assert any("openvino runs no layer in bf16" in line for line in lines) != narrow
