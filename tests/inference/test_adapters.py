@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,23 @@ def test_threads_with_different_loras_do_not_disturb_one_another(engine: Engine,
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda loras: drawn(engine, *loras), sets))
     assert all(numpy.array_equal(picture, alone[number % 4]) for number, picture in enumerate(together))
+
+
+def test_a_question_asked_between_two_requests_does_not_bring_the_first_ones_lora_back(
+    engine: Engine, files: dict[str, str]
+) -> None:
+    """What runs is asked outside of any block, too; who has waited meanwhile sees the LoRAs of now."""
+    before = weights(engine)
+    drawn(engine, files["unet"])
+    adapters = engine.adapters
+    with ThreadPoolExecutor(1) as pool, ExitStack() as block:
+        with adapters._changing:
+            asked = pool.submit(engine.route_of, REQUEST)
+            with pytest.raises(TimeoutError):
+                asked.result(timeout=0.5)
+            block.enter_context(adapters.injected(()))
+        asked.result()
+        assert equal(weights(engine), before)
 
 
 def test_parts_that_are_dropped_and_read_again_get_their_loras(tiny_folder: Path, files: dict[str, str]) -> None:

@@ -205,8 +205,8 @@ class Adapters:
         return tuple(one for one in self._now if component in one.weights)
 
     def _inject(self, component: str, network: nn.Module) -> nn.Module:
-        own = self._own(component)
         with self._changing, torch.inference_mode(False):
+            own = self._own(component)  # read under the lock: who asks from outside a block must not act on an older one
             if lora_key(own) and network not in self._networks:
                 parts = [(one.weights[component], one.weight) for one in own]
                 before = merge_adapters(network, component, parts)
