@@ -206,7 +206,7 @@ class Adapters:
 
     def _inject(self, component: str, network: nn.Module) -> nn.Module:
         with self._changing, torch.inference_mode(False):
-            own = self._own(component)  # read under the lock: who asks from outside a block must not act on an older one
+            own = self._own(component)  # under the lock: who asks from outside a block must see the LoRAs of now
             if lora_key(own) and network not in self._networks:
                 parts = [(one.weights[component], one.weight) for one in own]
                 before = merge_adapters(network, component, parts)
