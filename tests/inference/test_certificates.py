@@ -16,6 +16,7 @@ from vega_diffusion.specs.request import GenerateRequest
 
 MADE = Certificate(
     profile="turbo",
+    definition=PROFILES["turbo"].definition("torch", "fp32"),
     model="tiny",
     model_digest="a" * 64,
     backend="torch",
@@ -74,6 +75,12 @@ def test_what_was_kept_is_found_and_the_newest_counts(tmp_path: Path, beside_the
 def test_a_certificate_holds_for_its_weights_and_route_alone(tmp_path: Path, digest: str, route: tuple[str, ...]):
     keep_certificate(MADE, tmp_path)
     assert found(tmp_path, digest, route) is None
+
+
+def test_a_profile_that_has_changed_since_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keep_certificate(MADE, tmp_path)
+    monkeypatch.setitem(PROFILES, "turbo", PROFILES["turbo"].model_copy(update={"reuse": 3}))
+    assert found(tmp_path) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"profile": "turbo"}', b"\xff\xfe"])

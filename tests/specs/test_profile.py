@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import GenerationDefaults
-from vega_diffusion.specs.profile import PROFILES, ProfileSpec, StepPlan
+from vega_diffusion.specs.profile import PROFILES, Precision, ProfileSpec, Route, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 DEFAULTS = GenerationDefaults(guidance_scale=5.0, num_steps=25, sampler="dpmpp_2m")
@@ -29,6 +29,28 @@ def test_every_profile_ends_where_every_machine_can_go(name: str):
     profile = PROFILES[name]
     assert profile.routes[-1].backend == "torch"
     assert ProfileSpec.from_json(profile.to_json()) == profile
+
+
+def test_a_definition_says_what_decides_a_picture_on_a_route():
+    profile = ProfileSpec(
+        name="turbo",
+        routes=(
+            Route(backend="openvino", precision="int8", wide_from=700),
+            Route(backend="openvino", precision="bf16"),
+        ),
+        guidance_interval=(0.0, 0.8),
+        reuse=2,
+        num_steps=4,
+    )
+    common = "guidance from 0 to 0.8 of the steps; deep layers every 2 steps from 0.2 on; steps 4"
+    assert profile.definition("openvino", "bf16") == common
+    assert profile.definition("openvino", "int8") == f"{common}; wide numbers from timestep 700 up"
+
+
+@pytest.mark.parametrize(("precision", "timestep"), [("bf16", 800), ("int8", 1001)])
+def test_wide_numbers_go_with_int8_alone(precision: Precision, timestep: int):
+    with pytest.raises(InvalidValue, match=f"wide_from: {timestep}.*allowed: a timestep, 0 to 1000, beside int8"):
+        Route(backend="openvino", precision=precision, wide_from=timestep)
 
 
 def test_what_a_request_says_goes_before_its_profile():

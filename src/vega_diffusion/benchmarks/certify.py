@@ -68,6 +68,7 @@ def measure(
     in_use = engine.route_of(asked)
     certificate = Certificate(
         profile=profile,
+        definition=PROFILES[profile].definition(in_use.backend, in_use.precision),
         model=model if not Path(model).is_dir() else Path(model).resolve().name,
         model_digest=parts.digest,
         backend=in_use.backend,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DecoderChoice = Literal["none", "tiny", "full"]
 PLAIN = "openvino-plain"
 GRAPHS = "torch-graphs"
+WIDE_T = 900.0  # of a step that int8 leaves to wide numbers
 CALIBRATION = 2  # random weights have no quality that more samples could save
 
 
@@ -77,13 +78,15 @@ class Contestant:
 
 
 class Evaluation(NamedTuple):
-    """One way to ask a U-Net: how many rows, and whether its deep layers are computed or taken from before."""
+    """One way to ask a U-Net: how many rows, whether its deep layers are computed or taken from before, how noisy."""
 
     rows: int
     is_deep: bool
+    timestep: float = 500.0
 
     def __str__(self) -> str:
-        return f"{self.rows} row{'s' * (self.rows > 1)}{'' if self.is_deep else ', shallow'}"
+        noisy = f" at timestep {self.timestep:g}" if self.timestep != 500.0 else ""
+        return f"{self.rows} row{'s' * (self.rows > 1)}{'' if self.is_deep else ', shallow'}{noisy}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def open_contestant(
     from vega_diffusion.inference.backends.torch_eager import PRECISIONS
     from vega_diffusion.inference.components import choose_dtype
 
-    plan, backend, precision = _course(one, rows, num_steps, device)
+    plan, backend, precision, wide_from = _course(one, rows, num_steps, device)
     if device != "cpu" and backend.startswith("openvino"):
         raise InvalidValue("contestants", str(one), f"torch backends on {device}", "time OpenVINO with --device cpu")
     spec, digest, build = _model(one.model, device)
@@ -150,10 +153,12 @@ def open_contestant(
         evaluate = {evaluation: plain.evaluate for evaluation in plan}
         return Ready(evaluate, plan, decode, lambda: f"{PLAIN} {plain.precision_in_use()}")
     sample = random_question(spec, side, 1)
-    denoiser = _denoiser(backend, precision, digest, build(dtype), sample, threads, may_fall_back=bool(one.profile))
+    denoiser = _denoiser(
+        backend, precision, digest, build(dtype), sample, threads, may_fall_back=bool(one.profile), wide_from=wide_from
+    )
     evaluate = {}
     for evaluation in plan:
-        question = random_question(spec, side, evaluation.rows)
+        question = random_question(spec, side, evaluation.rows, evaluation.timestep)
         asked = question if on_openvino else question.mapped(partial(_narrowed, dtype, device))
         evaluate[evaluation] = _ended(_asking(denoiser, asked, evaluation.is_deep, _reuses(plan)), device)
     beside = "" if device == "cpu" else f" on {device}"
@@ -165,16 +170,26 @@ def decoder_of(one: Contestant, given: DecoderChoice) -> DecoderChoice:
     return one.decoder or (PROFILES[one.profile].decoder if one.profile else given)
 
 
-def _course(one: Contestant, rows: int, num_steps: int, device: str) -> tuple[dict[Evaluation, int], str, Any]:
-    """Return what a picture asks of a contestant's U-Net, with its backend and precision here."""
+def _course(
+    one: Contestant, rows: int, num_steps: int, device: str
+) -> tuple[dict[Evaluation, int], str, Any, int | None]:
+    """Return what a picture asks of a contestant's U-Net, with its route here: int8 where VNNI is, as if calibrated."""
     if one.profile is None:
-        return {Evaluation(rows, True): num_steps}, one.backend, one.precision
+        return {Evaluation(rows, True): num_steps}, one.backend, one.precision, None
     profile = PROFILES[one.profile]
     guided = rows > 1 and (profile.guidance_scale is None or profile.guidance_scale > 1)
     plan = StepPlan.of(profile.num_steps or num_steps, profile.guidance_interval, profile.reuse, guided)
-    route = profile.routes[0 if device == "cpu" else -1]
-    steps = zip(plan.guided, plan.deep, strict=True)
-    return dict(Counter(Evaluation(1 + twice, deep) for twice, deep in steps)), route.backend, route.precision
+    route = profile.routes[-1]
+    if device == "cpu":
+        from vega_diffusion.inference.backends.openvino_runtime import cpu_features
+
+        route = next(each for each in profile.routes if each.precision != "int8" or cpu_features().vnni)
+    count, asked = len(plan.deep), Counter[Evaluation]()
+    for step, (twice, deep) in enumerate(zip(plan.guided, plan.deep, strict=True)):
+        t = 1000 * (count - 1 - step) // count + 1  # SDXL's own spacing, "leading"
+        is_wide = route.wide_from is not None and t >= route.wide_from
+        asked[Evaluation(1 + twice, deep, *([WIDE_T] if is_wide else []))] += 1
+    return dict(asked), route.backend, route.precision, route.wide_from
 
 
 def _reuses(plan: Mapping[Evaluation, int]) -> bool:
@@ -210,8 +225,8 @@ def _ended(call: Callable[[], object], device: str) -> Callable[[], object]:
     return waiting
 
 
-def random_question(spec: ModelSpec, side: int, rows: int) -> Question:
-    """Return a question of random numbers for a U-Net, float32."""
+def random_question(spec: ModelSpec, side: int, rows: int, timestep: float = 500.0) -> Question:
+    """Return a question of random numbers for a U-Net at a timestep, float32."""
     import torch
 
     from vega_diffusion.inference.plan import example_question
@@ -220,14 +235,21 @@ def random_question(spec: ModelSpec, side: int, rows: int) -> Question:
 
     def filled(tensor: Any) -> Any:
         if tensor.ndim == 1:
-            return torch.full_like(tensor, 500.0)
+            return torch.full_like(tensor, timestep)
         return torch.randn(tensor.shape, generator=generator)
 
     return example_question(spec.unet, rows, side, side).mapped(filled)
 
 
 def _denoiser(
-    backend: str, precision: Any, digest: str, network: Any, question: Question, threads: int, may_fall_back: bool
+    backend: str,
+    precision: Any,
+    digest: str,
+    network: Any,
+    question: Question,
+    threads: int,
+    may_fall_back: bool,
+    wide_from: int | None,
 ) -> Any:
     from vega_diffusion.inference.backends.faults import Route
     from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser
@@ -241,7 +263,9 @@ def _denoiser(
     samples = [question] * CALIBRATION
     opening = Opening(say=_say, num_threads=threads, may_fall_back=may_fall_back, rule=rule, keep_blobs=False)
     route = Route(backend, precision)  # type: ignore[arg-type]
-    return open_denoiser(route, Weights(digest, lambda: network), opening, questions=lambda: samples)
+    return open_denoiser(
+        route, Weights(digest, lambda: network), opening, questions=lambda: samples, wide_from=wide_from
+    )
 
 
 def _decoder(

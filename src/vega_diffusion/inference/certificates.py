@@ -13,6 +13,7 @@ from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.lines import follows_less, not_certified
 from vega_diffusion.models.home import vega_home
 from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.profile import PROFILES
 
 FOLDER = "certificates"
 
@@ -24,11 +25,12 @@ def find_certificate(
 
     A damaged file is none: what it says cannot be trusted, and its profile then runs with a warning.
     """
-    wanted = (profile, digest, backend, precision, decoder)
+    definition = PROFILES[profile].definition(backend, precision)
+    wanted = (profile, definition, digest, backend, precision, decoder)
     found = [
         one
         for one in _certificates(model_folder, digest)
-        if (one.profile, one.model_digest, one.backend, one.precision, one.decoder) == wanted
+        if (one.profile, one.definition, one.model_digest, one.backend, one.precision, one.decoder) == wanted
     ]
     return max(found, key=lambda one: one.finished, default=None)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from threading import Lock
 from typing import Self
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
 from vega_diffusion.inference.backends.calibration import record_questions
+from vega_diffusion.inference.backends.faults import Say
+from vega_diffusion.inference.backends.progress import shown
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import certificate_lines, find_certificate
@@ -291,12 +294,25 @@ class Engine:
         """Return what the U-Net is asked while it draws `CALIBRATION_PROMPTS`, each with the model's own settings."""
 
         def draw(denoiser: Denoiser) -> None:
-            for seed, prompt in enumerate(CALIBRATION_PROMPTS):
+            for seed, prompt in enumerate(shown(CALIBRATION_PROMPTS, "drawing to calibrate")):
                 job = self._job(GenerateRequest(prompt=prompt, seed=seed), {})
                 with self.adapters.injected(()):
                     denoise(denoiser, self._started(job, range(1), None, None))
 
         return record_questions(draw, TorchEager(self.adapters.unet), count)
+
+    def calibrate(self, say: Say) -> Path:
+        """Make the int8 network of this model and return its folder; profiles then take it (`specs/profile.py`).
+
+        Where it is kept already, nothing is made. An engine of another process takes it when it is loaded anew.
+
+        Args:
+            say: Gets every line that a user should see.
+
+        Raises:
+            BackendFault: OpenVINO or NNCF is not installed.
+        """
+        return self.routes.calibrate(say)
 
     def _certified(self, request: GenerateRequest, denoiser: Denoiser) -> tuple[str, ...]:
         """Return the line that says what a profile costs, or that nobody measured it; or nothing."""

@@ -7,15 +7,24 @@ in one line and the next one tried.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from threading import RLock
 
 import torch
 
 from vega_diffusion.inference.adapters import Adapters, LoadedLora
-from vega_diffusion.inference.backends.faults import BackendFault
+from vega_diffusion.inference.backends.faults import BackendFault, Say
 from vega_diffusion.inference.backends.faults import Route as BackendRoute
-from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser, precision_beside
+from vega_diffusion.inference.backends.open import (
+    Opening,
+    Weights,
+    is_kept,
+    open_denoiser,
+    open_networks,
+    precision_beside,
+)
 from vega_diffusion.inference.backends.protocol import Denoiser, Question
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
@@ -56,7 +65,7 @@ class _Kept:
     """A U-Net that was opened, or why it cannot be."""
 
     denoiser: Denoiser | None
-    reason: str | None = None
+    reason: str | None = None  # None: a route that is there for those who made it
     lines: list[str] = field(default_factory=list)
     parts: OpenVinoParts | None = None
 
@@ -91,12 +100,32 @@ class Routes:
             kept = self._kept(route, loras)
             if kept.denoiser is not None:
                 return Opened(kept.denoiser, kept.parts, profile.name, passed, kept.lines)
-            passed.append(f"{route}: {kept.reason}")
+            if kept.reason is not None:
+                passed.append(f"{route}: {kept.reason}")
         raise AssertionError("the last route of every profile is torch")
+
+    def calibrate(self, say: Say) -> Path:
+        """Make the int8 network that profiles then take, where it is not kept; return its folder.
+
+        Args:
+            say: Gets every line that a user should see.
+
+        Raises:
+            BackendFault: OpenVINO or NNCF is not installed.
+        """
+        parts, opening = self._components, replace(self._opening(say), may_fall_back=False)
+        weights = Weights(parts.digest, self._wide_unet)
+        with self._lock:
+            self._open = {route: kept for route, kept in self._open.items() if route.precision != "int8"}
+            questions = partial(self._questions, self._rule.num_samples)
+            return open_networks("unet", "int8", weights, opening, questions=questions).folder
+
+    def _opening(self, say: Say) -> Opening:
+        return Opening(say=say, num_threads=torch.get_num_threads(), rule=self._rule)
 
     def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
         if route.backend != "torch" and any("unet" in lora.weights for lora in loras):
-            return _Kept(None, "takes no LoRAs")
+            return _Kept(None, None if route.precision == "int8" else "takes no LoRAs")
         with self._lock:
             if route not in self._open:
                 self._open[route] = self._opened(route)
@@ -108,15 +137,14 @@ class Routes:
         parts = self._components
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
-        opening = Opening(say=lines.append, num_threads=torch.get_num_threads(), rule=self._rule)
+        opening = self._opening(lines.append)
+        if precision == "int8" and not is_kept("unet", precision, parts.digest, opening):
+            return _Kept(None)
         is_torch = route.backend == "torch-compiled"
         weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
         try:
             denoiser = open_denoiser(
-                BackendRoute(route.backend, precision),
-                weights,
-                opening,
-                questions=lambda: self._questions(self._rule.num_samples),
+                BackendRoute(route.backend, precision), weights, opening, wide_from=route.wide_from
             )
         except BackendFault as fault:
             return _Kept(None, fault.fault.value)

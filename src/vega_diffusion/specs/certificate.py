@@ -14,6 +14,7 @@ class Certificate(Spec):
     Attributes:
         version: Of this format.
         profile: Which one.
+        definition: What it was then, as `ProfileSpec.definition` says; a profile that has changed has no certificate.
         model: As it was called.
         model_digest: Of weights and configs: it holds for these and no others.
         backend: What ran the U-Net.
@@ -39,8 +40,9 @@ class Certificate(Spec):
         versions: Of torch and what else computes.
     """
 
-    version: int = 1
+    version: int = 2
     profile: ProfileName
+    definition: str
     model: str
     model_digest: str
     backend: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.base import Spec
@@ -22,10 +22,28 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
 
 
 class Route(Spec):
-    """A backend and the precision of its U-Net; `own` is the dtype that the engine was loaded with."""
+    """Where a U-Net runs.
+
+    A route of int8 is taken only where `vega calibrate` has made its network: calibration takes minutes to an hour, for
+    which no picture should wait.
+
+    Args:
+        backend: Which library evaluates it.
+        precision: In which numbers; `own` is the dtype that the engine was loaded with.
+        wide_from: Timestep, 0 to 1000, from which on up, the noisiest steps, the U-Net runs in bf16 or fp32 though
+            `precision` is int8: those steps decide what the picture shows, and drift most (docs/log.md). None: never.
+    """
 
     backend: Backend
     precision: Precision | Literal["own"]
+    wide_from: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.wide_from is not None and (self.precision != "int8" or self.wide_from > 1000):
+            allowed = "a timestep, 0 to 1000, beside int8"
+            raise InvalidValue("wide_from", self.wide_from, allowed, "leave it out for other precisions")
+        return self
 
     def __str__(self) -> str:
         return f"{self.backend} {self.precision}"
@@ -82,11 +100,23 @@ class ProfileSpec(Spec):
         check_interval("guidance_interval", self.guidance_interval)
         return self
 
+    def definition(self, backend: str, precision: str) -> str:
+        """Return what decides a picture on a route of this profile, in words: certificates hold for it alone."""
+        first, last = self.guidance_interval
+        words = [f"guidance from {first:g} to {last:g} of the steps"]
+        if self.reuse > 1:
+            words.append(f"deep layers every {self.reuse} steps from {REUSE_FROM:g} on")
+        for name, value in (("scale", self.guidance_scale), ("sampler", self.sampler), ("steps", self.num_steps)):
+            if value is not None:
+                words.append(f"{name} {value}")
+        wide = [route.wide_from for route in self.routes if (route.backend, route.precision) == (backend, precision)]
+        if wide and wide[0] is not None:
+            words.append(f"wide numbers from timestep {wide[0]} up")
+        return "; ".join(words)
 
-# Where the CPU has no bf16 instructions the backend goes on in fp32 by itself (`inference/backends/faults.py`). int8 of
-# weights and activations is built and tested, but in no profile: without VNNI it moves pictures too far, and with it
-# calibration at full size takes an hour that no first picture should wait for (docs/log.md).
-_FAST = (Route(backend="openvino", precision="bf16"),)
+
+# Where the CPU has no bf16 instructions the backend goes on in fp32 by itself (`inference/backends/faults.py`).
+_FAST = (Route(backend="openvino", precision="int8", wide_from=800), Route(backend="openvino", precision="bf16"))
 
 PROFILES: dict[str, ProfileSpec] = {
     one.name: one

@@ -86,7 +86,7 @@ def test_eight_bit_weights_are_nearer_and_smaller(compressed: Converted) -> None
     assert 0 < relative_error(denoiser.predict(question), TorchEager(lambda: unet).predict(question)) < 0.05
     assert denoiser.in_use == InUse("openvino", "int8-weights", True, ("CPU",))
     wide: Any = reopen(home, "fp32")
-    small, large = ((each._guarded._graphs.folder / "full.bin").stat().st_size for each in (denoiser, wide))
+    small, large = ((each._networks._graphs.folder / "full.bin").stat().st_size for each in (denoiser, wide))
     assert small < 0.6 * large
 
 
@@ -120,7 +120,7 @@ def test_one_thread_is_one_thread(converted: Converted) -> None:
     home, unet = converted
     denoiser: Any = reopen(home, "fp32", num_threads=1)
     denoiser.predict(ask(unet))
-    (network,) = denoiser._guarded._graphs.compiled()
+    (network,) = denoiser._networks._graphs.compiled()
     assert network.num_threads == 1
 
 
@@ -143,7 +143,7 @@ def test_few_networks_serve_every_number_of_rows(converted: Converted) -> None:
         prediction, own = denoiser.full(some)
         torch.testing.assert_close(prediction, expected[:rows], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(own, deep[:rows], atol=1e-5, rtol=1e-4)
-    assert len(denoiser._guarded._graphs.compiled()) == 4
+    assert len(denoiser._networks._graphs.compiled()) == 4
 
 
 def test_few_shapes_stay_compiled(converted: Converted) -> None:
@@ -151,9 +151,9 @@ def test_few_shapes_stay_compiled(converted: Converted) -> None:
     denoiser: Any = reopen(home, "fp32", max_shapes=2)
     for rows in (1, 2, 4):
         denoiser.predict(ask(unet, rows))
-    assert len(denoiser._guarded._graphs.compiled()) == 2
+    assert len(denoiser._networks._graphs.compiled()) == 2
     denoiser.close()
-    assert denoiser._guarded._graphs.compiled() == ()
+    assert denoiser._networks._graphs.compiled() == ()
 
 
 def test_a_blob_is_kept_and_answers_without_compiling(copied: Converted) -> None:
@@ -163,7 +163,7 @@ def test_a_blob_is_kept_and_answers_without_compiling(copied: Converted) -> None
     (blob,) = home.glob("blob-unet-full-*")
     written = (blob / INDEX).stat().st_mtime_ns
     again = reopen(home, "fp32", keep_blobs=True)
-    next(iter(again._guarded._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
+    next(iter(again._networks._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
     assert torch.equal(again.predict(question), expected)
     assert (blob / INDEX).stat().st_mtime_ns == written
 
@@ -176,7 +176,7 @@ def test_blobs_of_eight_bits_take_their_weights_from_the_network(
     first = reopen(home, precision, keep_blobs=True)
     expected = first.predict(question)
     again = reopen(home, precision, keep_blobs=True)
-    next(iter(again._guarded._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
+    next(iter(again._networks._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
     assert torch.equal(again.predict(question), expected)
     assert again.in_use == first.in_use
     assert again.in_use.precision == precision
@@ -352,3 +352,49 @@ def test_guidance_as_an_input_and_other_branches_convert(tmp_path: Path, branch:
     expected, deep = eager.full(question)
     torch.testing.assert_close(denoiser.full(question)[0], expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(denoiser.shallow(question, deep), expected, atol=1e-5, rtol=1e-4)
+
+
+def wide_from_700(quantised: Converted, precision: Precision = "int8") -> Denoiser:
+    home, unet = quantised
+    opening = Opening(home=home, rule=TINY_RULE, keep_blobs=False)
+    return open_denoiser(Route("openvino", precision), Weights("smallest", lambda: unet), opening, wide_from=700)
+
+
+def at(question: Question, *timesteps: int) -> Question:
+    return Question(**question.named() | {"timesteps": torch.tensor(timesteps)})
+
+
+def chosen(question: Question, rows: list[int]) -> Question:
+    return question.mapped(lambda tensor: tensor[rows])
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "wide_rows"), [((900, 100, 700), [0, 2]), ((0, 699, 1), []), ((700, 999, 1000), [0, 1, 2])]
+)
+def test_each_row_comes_from_the_networks_of_its_timestep_at_both_depths(
+    quantised: Converted, timesteps: tuple[int, ...], wide_rows: list[int]
+) -> None:
+    question = at(random_question(quantised[1], 3, length=77, seed=9), *timesteps)
+    both, narrow, wide = wide_from_700(quantised), reopen(quantised[0], "int8"), reopen(quantised[0], "fp32")
+    if cpu_features().bf16:
+        wide = wide_from_700(quantised, "bf16")
+    prediction, deep = both.full(question)
+    again = both.shallow(question, deep)
+    rest = [row for row in range(3) if row not in wide_rows]
+    for rows, alone, other in ((wide_rows, wide, narrow), (rest, narrow, wide)):
+        if rows:
+            asked = chosen(question, rows)
+            expected, expected_deep = alone.full(asked)
+            assert torch.equal(prediction[rows], expected)
+            assert torch.equal(deep[rows], expected_deep)
+            assert torch.equal(again[rows], alone.shallow(asked, deep[rows]))
+            assert not torch.equal(other.predict(asked), expected), "else nothing is told apart"
+    assert torch.equal(both.predict(question), prediction)
+
+
+def test_what_is_in_use_is_int8_and_really_so(quantised: Converted) -> None:
+    both = wide_from_700(quantised)
+    both.predict(at(random_question(quantised[1], 1, length=77), 5))
+    assert (both.in_use.backend, both.in_use.precision, both.in_use.is_compiled) == ("openvino", "int8", True)
+    both.close()
+    assert not both.in_use.is_compiled

@@ -7,7 +7,7 @@ is in `in_use`, and every step aside is one line.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
@@ -17,7 +17,7 @@ from vega_diffusion.inference.backends.protocol import Denoiser, LatentDecoder, 
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 
 if TYPE_CHECKING:
-    from vega_diffusion.inference.backends.openvino_denoiser import Guarded
+    from vega_diffusion.inference.backends.openvino_denoiser import Guarded, Networks
 
 PartName = Literal["unet", "vae-decoder", "tiny-vae-decoder", "text-encoder", "text-encoder-2"]
 QUIET: Say = lambda line: None  # noqa: E731
@@ -68,6 +68,7 @@ def open_denoiser(
     opening: Opening | None = None,
     branch: int = 0,
     questions: Callable[[], Iterable[Question]] | None = None,
+    wide_from: int | None = None,
 ) -> Denoiser:
     """Open a U-Net in a backend and a precision.
 
@@ -78,6 +79,7 @@ def open_denoiser(
         opening: How.
         branch: Where shallow steps are cut (`split.py`).
         questions: Calibration questions for int8, called only when it must be made.
+        wide_from: As in `specs/profile.py`.
 
     Raises:
         BackendFault: The route is not possible, nor are those of its backend that may take its place.
@@ -88,7 +90,9 @@ def open_denoiser(
         case "torch" | "torch-compiled":
             return _open_torch(route, weights, branch)
         case "openvino":
-            return _open_openvino_denoiser(route, weights, opening, branch, questions)
+            from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDenoiser
+
+            return OpenVinoDenoiser(open_unet(route.precision, weights, opening, branch, questions, wide_from))
         case _:
             assert_never(route.backend)
 
@@ -149,11 +153,39 @@ def open_text_encoder(
 
 
 def precision_beside(unet: Precision) -> Precision:
-    """Return the precision of decoders and text encoders beside a U-Net that runs in one.
+    """Return the precision of decoders and text encoders beside a U-Net that runs in one, on this CPU.
 
     They run once a picture, so 8 bits would save no time worth having; where the U-Net does without bf16, so do they.
     """
-    return "fp32" if unet == "fp32" else "bf16"
+    from vega_diffusion.inference.backends.openvino_runtime import cpu_features
+
+    return "bf16" if unet != "fp32" and cpu_features().bf16 else "fp32"
+
+
+def is_kept(what: PartName, precision: Precision, digest: str, opening: Opening) -> bool:
+    """Return whether a part's networks need only be taken from the disk."""
+    try:
+        open_networks(what, precision, Weights(digest, None), replace(opening, say=QUIET, may_fall_back=False))
+    except BackendFault:
+        return False
+    return True
+
+
+def open_unet(
+    precision: Precision,
+    weights: Weights,
+    opening: Opening | None = None,
+    branch: int = 0,
+    questions: Callable[[], Iterable[Question]] | None = None,
+    wide_from: int | None = None,
+) -> Networks:
+    """Open a U-Net's networks in OpenVINO; arguments and errors as for `open_denoiser`."""
+    from vega_diffusion.inference.backends.openvino_denoiser import WideFrom
+
+    networks = open_networks("unet", precision, weights, opening, branch, questions)
+    if wide_from is None or networks.in_use.precision != "int8":
+        return networks
+    return WideFrom(networks, open_networks("unet", precision_beside("int8"), weights, opening, branch), wide_from)
 
 
 def open_networks(
@@ -230,18 +262,6 @@ class _Plan:
     make: Callable[[Any], Mapping[str, Any]]
     samples: Callable[[], list[Any]] | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _open_openvino_denoiser(
-    route: Route,
-    weights: Weights,
-    opening: Opening,
-    branch: int,
-    questions: Callable[[], Iterable[Question]] | None,
-) -> Denoiser:
-    from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDenoiser
-
-    return OpenVinoDenoiser(open_networks("unet", route.precision, weights, opening, branch, questions))
 
 
 def _open_torch(route: Route, weights: Weights, branch: int) -> Denoiser:

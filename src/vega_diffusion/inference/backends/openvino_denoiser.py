@@ -6,7 +6,8 @@ What the networks are and where they lie is `openvino_graphs.py`'s matter; this 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
 
@@ -32,6 +33,27 @@ def batches(rows: int) -> list[int]:
     return sizes + [2**power for power in reversed(range(LARGEST.bit_length())) if rest & 2**power]
 
 
+class Networks(Protocol):
+    """The networks of a U-Net: arrays in, arrays out."""
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs."""
+        ...
+
+    def run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
+        """Return the outputs of a graph for rows."""
+        ...
+
+    def prepare(self, graph: str, shapes: Shapes) -> None:
+        """Have a graph compiled for shapes before it is asked."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        ...
+
+
 class Guarded:
     """Networks that are opened again in wider numbers when they give values that are not finite from finite ones."""
 
@@ -52,6 +74,11 @@ class Guarded:
         compiled = self._graphs.compiled()
         precision = self._graphs.precision_in_use()
         return InUse("openvino", precision, bool(compiled), compiled[0].devices if compiled else ("CPU",))
+
+    @property
+    def folder(self) -> Path:
+        """Where the networks are kept."""
+        return self._graphs.folder
 
     def run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
         """Return the outputs of a graph for rows, which are evaluated in `batches`.
@@ -101,16 +128,57 @@ class Guarded:
         self._graphs = opened
 
 
+class WideFrom:
+    """A U-Net's networks twice: wide ones answer rows at the noisiest timesteps, narrow ones all others."""
+
+    def __init__(self, narrow: Networks, wide: Networks, timestep: float) -> None:
+        """Join two.
+
+        Args:
+            narrow: Answers below the timestep; says what is in use.
+            wide: Answers at it and above.
+            timestep: 0 to 1000.
+        """
+        self._narrow, self._wide, self._timestep = narrow, wide, timestep
+
+    @property
+    def in_use(self) -> InUse:
+        """What really runs below the timestep."""
+        return self._narrow.in_use
+
+    def run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
+        """Return the outputs of a graph, each row from the networks of its timestep."""
+        is_wide = inputs["timesteps"] >= self._timestep
+        if is_wide.all() or not is_wide.any():
+            return (self._wide if is_wide.all() else self._narrow).run(graph, inputs)
+        found = [
+            networks.run(graph, {name: array[chosen] for name, array in inputs.items()})
+            for networks, chosen in ((self._wide, is_wide), (self._narrow, ~is_wide))
+        ]
+        order = numpy.argsort(numpy.concatenate([numpy.flatnonzero(is_wide), numpy.flatnonzero(~is_wide)]))
+        return [numpy.concatenate(parts)[order] for parts in zip(*found, strict=True)]
+
+    def prepare(self, graph: str, shapes: Shapes) -> None:
+        """Have a graph compiled for shapes before it is asked, wide first, as a picture asks."""
+        self._wide.prepare(graph, shapes)
+        self._narrow.prepare(graph, shapes)
+
+    def close(self) -> None:
+        """Drop what is compiled."""
+        self._narrow.close()
+        self._wide.close()
+
+
 class OpenVinoDenoiser:
     """A U-Net whose whole and shallow graphs are two static networks a shape; shapes are compiled when first asked."""
 
-    def __init__(self, guarded: Guarded) -> None:
-        self._guarded = guarded
+    def __init__(self, networks: Networks) -> None:
+        self._networks = networks
 
     @property
     def in_use(self) -> InUse:
         """What really runs."""
-        return self._guarded.in_use
+        return self._networks.in_use
 
     def predict(self, question: Question) -> Tensor:
         """Return the prediction `[N, C, h, w]`."""
@@ -118,17 +186,17 @@ class OpenVinoDenoiser:
 
     def full(self, question: Question) -> tuple[Tensor, Tensor]:
         """Return the prediction `[N, C, h, w]` and the hidden state at the cut, in float32."""
-        prediction, deep = self._guarded.run("full", _arrays(question))
+        prediction, deep = self._networks.run("full", _arrays(question))
         return _like(prediction, question.x_t), _tensor(deep)
 
     def shallow(self, question: Question, deep: Tensor) -> Tensor:
         """Return the prediction from the layers above the cut and `deep`."""
-        (prediction,) = self._guarded.run("shallow", _arrays(question) | {"deep": as_array(deep)})
+        (prediction,) = self._networks.run("shallow", _arrays(question) | {"deep": as_array(deep)})
         return _like(prediction, question.x_t)
 
     def close(self) -> None:
         """Drop what is compiled."""
-        self._guarded.close()
+        self._networks.close()
 
 
 class OpenVinoDecoder:

@@ -20,6 +20,7 @@ from vega_diffusion.inference.backends.openvino_runtime import (
     own_shapes,
     require_openvino,
 )
+from vega_diffusion.inference.backends.progress import shown
 from vega_diffusion.inference.backends.quantise_rule import Group
 
 _SMOOTHING = "nncf_smooth_quant"
@@ -139,7 +140,7 @@ def _errors(network: Any, num_groups: int, samples: Sequence[Mapping[str, Array]
     off = {f"switch_{index}": numpy.array([False]) for index in range(num_groups)}
     errors = numpy.zeros(num_groups)
     compiled: dict[tuple[Any, ...], CompiledNetwork] = {}
-    for sample in samples:
+    for sample in shown(samples, "probing layers"):
         given = {**sample, **off}
         key = tuple(array.shape for array in given.values())
         if key not in compiled:

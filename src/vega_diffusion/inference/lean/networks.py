@@ -10,14 +10,22 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Self
 
-from vega_diffusion.inference.backends.open import Opening, PartName, Weights, open_networks, precision_beside
+from vega_diffusion.inference.backends.open import (
+    Opening,
+    PartName,
+    Weights,
+    is_kept,
+    open_networks,
+    open_unet,
+    precision_beside,
+)
 from vega_diffusion.inference.lean.bundle import Bundle
 from vega_diffusion.inference.rules import is_small_work
 from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
-    from vega_diffusion.inference.backends.openvino_denoiser import Guarded
+    from vega_diffusion.inference.backends.openvino_denoiser import Guarded, Networks
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class LeanNetworks:
         is_small: Whether they are so small that one thread runs them as well as several.
     """
 
-    unet: Guarded
+    unet: Networks
     text: tuple[Guarded, Guarded]
     vae: Guarded
     is_small: bool
@@ -57,10 +65,11 @@ class LeanNetworks:
         told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         threads = int(told) if told.isdigit() else 1 if is_small else bundle.default_threads
         opening = Opening(say=say, num_threads=threads, home=home)
-        precision = PROFILES[request.profile or "exact"].routes[0].precision
-        assert precision != "own", "OpenVINO's routes name theirs"
-        own = Weights(bundle.model_digest, None)
-        unet = open_networks("unet", precision, own, opening)
+        own, routes = Weights(bundle.model_digest, None), PROFILES[request.profile or "exact"].routes
+        int8 = any(route.precision == "int8" for route in routes) and is_kept("unet", "int8", own.digest, opening)
+        route = next(route for route in routes if int8 or route.precision != "int8")
+        assert route.precision != "own", "OpenVINO's routes name theirs"
+        unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
         wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
         text = tuple(open_networks(what, wide, own, beside) for what in ("text-encoder", "text-encoder-2"))
         what: PartName = "tiny-vae-decoder" if decoder == "tiny" else "vae-decoder"
