@@ -11,6 +11,7 @@ from vega_diffusion.models.measure import (
     count_macs,
     count_modules,
     count_parameters,
+    example_inputs,
     measure_blocks,
     measure_model,
     unet_macs,
@@ -132,6 +133,15 @@ def test_macs_in_closed_form() -> None:
     linear, convolution = nn.Linear(7, 5), nn.Conv2d(3, 4, 3, padding=1)
     assert count_macs(linear, torch.zeros(2, 7)) == 2 * 7 * 5
     assert count_macs(convolution, torch.zeros(2, 3, 8, 6)) == 2 * 4 * 3 * 9 * 8 * 6
+
+
+@pytest.mark.parametrize("depths", [[1, [1, 3], 2], [0, 2, 5]])
+def test_one_block_stands_for_all_of_its_layer(depths: list[object]) -> None:
+    changes = {"transformer_layers_per_block": depths, "reverse_transformer_layers_per_block": [2, 3, 1]}
+    spec = UNetSpec.from_dict(preset("mini-sdxl").unet.model_dump(mode="json") | changes)
+    with torch.device("meta"):
+        unet, inputs = build_unet(spec), example_inputs(spec, 16, 24)
+    assert unet_macs(spec, 192, 128) == count_macs(unet, **inputs)
 
 
 def test_attention_costs_its_two_products() -> None:

@@ -154,6 +154,7 @@ def test_a_plan_of_stages_tells_each(capsys):
     assert stage["trained_parameters"] > plan["trained_parameters"]  # the student on the way is larger
 
 
+@pytest.mark.slow
 def test_recipes_of_every_kind_run_two_steps_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VEGA_HOME", str(tmp_path))
     every, quick = ({path.stem: TrainRecipe.read(path) for path in RECIPES if path.stem in of} for of in (NAMES, QUICK))

@@ -75,6 +75,7 @@ def test_gradients_are_the_same(chosen):
     assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
+@pytest.mark.slow
 def test_what_blocks_save_is_what_a_plan_then_counts():
     total, costs = needed_without_checkpointing(recipe(), torch.device("cpu"))
     plain = plan_run(recipe(), torch.device("cpu"))

@@ -123,6 +123,7 @@ def test_a_cpu_does_not_get_back_what_is_freed_between_tensors_that_stay(monkeyp
     assert (here.weights_gib, here.optimizer_gib) == (there.weights_gib, there.optimizer_gib)
 
 
+@pytest.mark.slow
 def test_a_distillation_counts_the_teachers_that_are_there_together(plan):
     recipe = TrainRecipe.read(RECIPES / "vega-mini-distill-cpu.toml", SHORT)
     taught, alone = plan_run(recipe, torch.device("cpu")), plan
@@ -155,6 +156,7 @@ def test_activation_checkpointing_trades_work_for_memory(plan):
     assert frugal.weights_gib == plan.weights_gib
 
 
+@pytest.mark.slow
 def test_a_full_size_plan_says_which_cards_it_fits():
     plan = plan_run(TrainRecipe.read(RECIPES / "vega-distill-sdxl.toml"), torch.device("cpu"))
     assert (plan.trained_parameters, plan.frozen_parameters) == (745_225_604, 2_567_463_684)

@@ -27,6 +27,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_proposal_from_scores_to_trials(
     recipe: Path,
     stretched_folder: Path,

@@ -25,6 +25,7 @@ def recipe(stretched_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return file
 
 
+@pytest.mark.slow
 def test_a_chain_runs_resumes_and_ends_the_same(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(recipe)]) == 0
     first, last = RunDirectory("staged.ssd"), RunDirectory("staged")

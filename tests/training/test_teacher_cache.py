@@ -53,6 +53,7 @@ def test_what_is_recalled_is_what_the_teacher_would_say(recipe: Path) -> None:
     assert not torch.equal(cached.per_sample, live.per_sample)  # kept in fp16
 
 
+@pytest.mark.slow
 def test_a_run_over_fixed_samples_resumes_exactly_and_asks_once(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

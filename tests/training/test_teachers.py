@@ -61,6 +61,7 @@ def test_a_teacher_is_loaded_as_it_is_and_only_when_asked_for(teacher: Path) -> 
     assert (parameter.device.type, parameter.dtype) == ("meta", torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_succession_resumes_exactly_and_says_who_teaches(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

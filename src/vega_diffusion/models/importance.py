@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vega_diffusion.models.measure import count_macs, count_parameters, example_inputs
+from vega_diffusion.models.measure import count_parameters, example_inputs, macs_by_module
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import UNetSpec
 from vega_diffusion.specs.layer_map import block_table
@@ -112,14 +112,11 @@ def mac_costs(spec: UNetSpec) -> Costs:
     with torch.device("meta"):
         unet = build_unet(spec).eval()
         inputs = example_inputs(spec, spec.sample_size, spec.sample_size)
-    whole = count_macs(unet, **inputs)
-    by_place: dict[str, float] = {}  # all transformer blocks of one U-Net block do the same work
-    for unit in removable_units(spec):
-        place = ".".join(unit.split(".")[:2])
-        if place not in by_place:
-            with bypassed(unet, [unit]):
-                by_place[place] = float(whole - count_macs(unet, **inputs))
-    return Costs({unit: by_place[".".join(unit.split(".")[:2])] for unit in removable_units(spec)}, float(whole))
+    macs = macs_by_module(unet, **inputs)
+    units = {unit: float(macs[unit]) for unit in removable_units(spec)}
+    if MID_UNIT in units:
+        units[MID_UNIT] += macs["mid_block.resnets.1"]
+    return Costs(units, float(macs[""]))
 
 
 @torch.no_grad()
