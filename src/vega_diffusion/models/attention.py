@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention, AttentionProcessor, 
 from torch import Tensor, nn
 
 from vega_diffusion.models.lora_forward import adapted_maps, plain_map
+from vega_diffusion.models.transformer_block import use_short_forward
 
 COUNTS = "prompt_counts"
 """The key of `cross_attention_kwargs` that says how many samples in a row each prompt has."""
@@ -61,9 +62,10 @@ class TrainingAttention:
 
 
 def use_training_attention(unet: nn.Module) -> None:
-    """Let a U-Net attend as above; diffusers' attention comes back by its `set_default_attn_processor`."""
+    """Let a U-Net attend as above, its plain transformer blocks by a shorter way to the same operations."""
     network: Any = unet
     network.set_attn_processor(TrainingAttention())
+    use_short_forward(unet)
 
 
 def takes_prompt_counts(unet: nn.Module) -> bool:

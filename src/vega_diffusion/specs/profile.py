@@ -116,7 +116,7 @@ class ProfileSpec(Spec):
 
 
 # Where the CPU has no bf16 instructions the backend goes on in fp32 by itself (`inference/backends/faults.py`).
-_FAST = (Route(backend="openvino", precision="int8", wide_from=800), Route(backend="openvino", precision="bf16"))
+_FAST = (Route(backend="openvino", precision="int8", wide_from=600), Route(backend="openvino", precision="bf16"))
 
 PROFILES: dict[str, ProfileSpec] = {
     one.name: one
