@@ -24,7 +24,7 @@ def use_short_forward(unet: nn.Module) -> int:
 
 def _is_plain(block: BasicTransformerBlock) -> bool:
     """Whether a block is self-attention, attention to the text and a gated unit, each after a norm, and no more."""
-    net = block.ff.net
+    net: Any = block.ff.net
     return (
         block.norm_type == "layer_norm"
         and block.attn2 is not None
