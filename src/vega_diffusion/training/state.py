@@ -101,7 +101,7 @@ def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def save_state(folder: Path, state: RunState, keep: int) -> Path:
-    """Write a state and, once it has been verified, remove all but the newest `keep`.
+    """Write a state and, once it is whole on the disk, remove all but the newest `keep`.
 
     Args:
         folder: The run's `states` folder.
@@ -122,7 +122,6 @@ def save_state(folder: Path, state: RunState, keep: int) -> Path:
         (where / "state.json").write_text(json.dumps({"step": state.step, **state.extra}), encoding="utf-8")
 
     write_folder(target, write)
-    verify(target)
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     for half in folder.glob(".tmp-*"):  # left by a killed process; ours has been renamed
