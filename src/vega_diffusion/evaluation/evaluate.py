@@ -24,6 +24,7 @@ from vega_diffusion.evaluation.workers import (
     prompts_at_once,
     renders_digest,
 )
+from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.training.run_directory import vega_home
 
 if TYPE_CHECKING:
@@ -170,11 +171,13 @@ def _prepared(request: EvaluationRequest, suite: Suite) -> tuple[ModelJob, Ident
 
 def _profile_settings(engine: Engine, drawn: GenerateRequest) -> dict[str, str | int | float | None]:
     """Return what a profile other than `exact` decides of the pictures; nothing for `exact`, which is the rule."""
-    if drawn.profile == "exact":
+    profile = drawn.profile or "exact"
+    if profile == "exact":
         return {}
     in_use = engine.route_of(drawn)
     return {
-        "profile": drawn.profile,
+        "profile": profile,
+        "definition": PROFILES[profile].definition(in_use.backend, in_use.precision),
         "guidance_interval": None if drawn.guidance_interval is None else "{} to {}".format(*drawn.guidance_interval),
         "reuse": drawn.reuse,
         "decoder": drawn.decoder,
