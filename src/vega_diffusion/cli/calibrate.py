@@ -19,11 +19,12 @@ def run(argv: list[str]) -> int:
 
 
 def calibrate(model: Annotated[str, tyro.conf.Positional, text("NAME|FOLDER|HUB-ID")], /, json: bool = False) -> int:
-    """Make the int8 U-Net of a model; the profiles balanced, turbo and realtime draw with it from then on.
+    """Make the int8 U-Net of a model; the profiles turbo and realtime draw with it from then on.
 
     Pictures are drawn to see what the U-Net is asked, every layer's error is measured, and those that the rule leaves
-    out stay in wide numbers. It takes minutes for the embedded model and up to an hour at full size. It pays on CPUs
-    with 8-bit instructions (VNNI, AMX). Needs the extra openvino.
+    out stay in wide numbers. It takes minutes for the embedded model and up to an hour at full size. It pays for
+    large models on CPUs with 8-bit instructions (VNNI, AMX); vega-mini gets no faster and follows prompts less well.
+    Removing the folder that is named at the end undoes it. Needs the extra openvino.
 
     Args:
         model: A name, a diffusers folder or a Hub id.
