@@ -159,14 +159,14 @@ def _judged(model: str, profile: ProfileName, processes: int) -> dict[str, float
 def _bars(certificate: Certificate) -> list[Bar]:
     """Return the goals of a profile that has some."""
     bars, name = [], certificate.profile
+    said = f"{name} ({certificate.backend} {certificate.precision})"
     if name in FOLLOWING and certificate.following_low is not None:
-        bars.append(
-            _bar(f"{name}: prompt-following, worst of its interval", certificate.following_low, FOLLOWING[name])
-        )
+        low, limit = certificate.following_low, FOLLOWING[name]
+        bars.append(_bar(f"{said}: prompt-following, worst of its interval", low, limit))
     if name == "balanced":
-        bars.append(_bar("balanced: median latent cosine", certificate.latent_cosine_median, COSINE))
+        bars.append(_bar(f"{said}: median latent cosine", certificate.latent_cosine_median, COSINE))
         if certificate.frechet_change is not None:
-            what, change = "balanced: change of the Frechet distance", abs(certificate.frechet_change)
+            what, change = f"{said}: change of the Frechet distance", abs(certificate.frechet_change)
             bars.append(Bar(what=what, measured=change, unit="of 1", limit=FRECHET, better="lower"))
     return bars
 
