@@ -294,10 +294,9 @@ def _decoder(
     latents = torch.randn(1, full.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(dtype)
     if not backend.startswith("openvino"):
         return partial(_decoded, network.to(device), latents.to(device))
-    from vega_diffusion.inference.backends.open import Opening, Weights, open_decoder
-    from vega_diffusion.inference.backends.openvino_runtime import cpu_features
+    from vega_diffusion.inference.backends.open import Opening, Weights, open_decoder, precision_beside
 
-    wide = "bf16" if precision != "fp32" and cpu_features().bf16 else "fp32"
+    wide = precision_beside(precision)
     opening = Opening(say=_say, num_threads=threads, may_fall_back=False, keep_blobs=False)
     digest = f"random-{choice}-{spec.family}-seed-0"
     return partial(open_decoder(wide, Weights(digest, lambda: network), opening).decode, latents)

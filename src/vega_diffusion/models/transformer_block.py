@@ -1,7 +1,7 @@
 """A transformer block's forward pass in training: diffusers' operations, without asking at every step what it is.
 
 diffusers' block and its attention ask for norms, masks and the signatures of processors at each call; at a mini
-U-Net's sizes that costs as much as the products (docs/log.md). Blocks that are anything but plain keep diffusers' way.
+U-Net's sizes that costs some percent of a step (docs/log.md). Blocks that are anything but plain keep diffusers' way.
 """
 
 from __future__ import annotations
