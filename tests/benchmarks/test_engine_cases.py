@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from vega_diffusion.benchmarks import certify, contestants, packing, parameters,
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.openvino_plain import PlainUNet
 from vega_diffusion.benchmarks.report import make_result
-from vega_diffusion.errors import InvalidValue
+from vega_diffusion.errors import InvalidValue, Unavailable
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import FOLDER
 from vega_diffusion.models.measure import unet_macs
@@ -172,6 +173,17 @@ def test_a_profile_of_few_steps_has_its_own_number_and_no_guidance(monkeypatch: 
     assert one.in_use() == "torch fp32"
     assert contestants.decoder_of(speed.Contestant.parse("vega-mini@realtime"), "full") == "tiny"
     assert contestants.decoder_of(speed.Contestant.parse("vega-mini@realtime+full"), "tiny") == "full"
+
+
+def test_a_peer_that_is_not_there_or_cannot_is_refused_before_weights_are_written(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", None)
+    for text, wrong, said in (
+        ("vega-mini:stable-diffusion.cpp:fp16", Unavailable, "pip install stable-diffusion-cpp-python"),
+        ("vega-mini:stable-diffusion.cpp", InvalidValue, "'own' is not allowed"),
+        ("vega-mini:stable-diffusion.cpp:fp16+tiny", InvalidValue, "without a decoder"),
+    ):
+        with pytest.raises(wrong, match=said):
+            contestants.open_contestant(speed.Contestant.parse(text), 64, 1, 1)
 
 
 def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():

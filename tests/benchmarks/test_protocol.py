@@ -50,3 +50,10 @@ def test_peak_memory_of_a_command_is_its_own() -> None:
 def test_a_failing_command_says_what_it_wrote() -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         run_command(["timeit", "-n1", "-r1", "1/0"])
+
+
+def test_what_times_itself_is_believed():
+    own = Timing(wall_s=3.0, cpu_s=2.0)
+    timings = time_interleaved({"own": lambda i: own, "whole": lambda i: (1.0, 2.0)})
+    assert timings["own"] == [own] * 5
+    assert all(one.wall_s < 1.0 for one in timings["whole"])

@@ -154,3 +154,27 @@ def test_help_lists_the_subcommands(convert: Convert) -> None:
     assert code == 0
     assert all(any(name in line for line in out) for name in ("lora", "merge", "extract", "resize"))
     assert convert()[0] == 2
+
+
+def test_a_model_folder_becomes_one_file(convert: Convert) -> None:
+    report = convert.report("single-file", "MODEL", "one.safetensors", "--precision", "fp16")
+    tensors = load_file("one.safetensors")
+    assert report["tensors"] == len(tensors)
+    assert report["bytes"] == Path("one.safetensors").stat().st_size
+    assert {key.split(".")[0] for key in tensors} == {"model", "first_stage_model", "conditioner"}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+    before = Path("one.safetensors").read_bytes()
+    code, _, err = convert("single-file", "MODEL", "one.safetensors", "--precision", "fp32")
+    assert (code, len(err)) == (2, 1)
+    assert "--force" in err[0]
+    assert Path("one.safetensors").read_bytes() == before
+    for wrong, told in (
+        (("MODEL", "."), "OUT: '.'"),
+        (("MODEL", "new.safetensors", "--precision", "int8"), "--precision"),
+        (("nowhere", "new.safetensors"), "nowhere"),
+    ):
+        code, _, err = convert("single-file", *wrong)
+        assert (code, len(err)) == (2, 1)
+        assert told in err[0]
+    assert not Path("new.safetensors").exists()

@@ -1,7 +1,8 @@
 """What is timed against one another at full size: U-Nets and decoders of any model in any backend, ready to be called.
 
 Weights are random unless a folder is named. `torch` is diffusers' own U-Net, called as its pipelines call it;
-`openvino-plain` is that U-Net as `openvino.convert_model` takes it, with nothing of ours. On a GPU `torch-compiled` is
+`openvino-plain` is that U-Net as `openvino.convert_model` takes it, with nothing of ours; `stable-diffusion.cpp` is
+that program by its Python binding. On a GPU `torch-compiled` is
 compiled by regions, as diffusers does it, and `torch-graphs` whole, channels last, with CUDA graphs. A model with a
 profile is asked what the profile's steps ask of it: one row or two, deep or shallow layers.
 """
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from vega_diffusion.benchmarks.cpp_peer import CPP, CppUNet
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.profile import PROFILES, StepPlan
@@ -127,7 +129,8 @@ def open_contestant(
         num_steps: Of a picture, where its profile does not say.
 
     Raises:
-        InvalidValue: OpenVINO on a GPU, or CUDA graphs on a CPU.
+        InvalidValue: OpenVINO on a GPU, CUDA graphs on a CPU, or what a peer cannot do.
+        Unavailable: What a backend needs is not installed.
     """
     import torch
 
@@ -135,8 +138,10 @@ def open_contestant(
     from vega_diffusion.inference.components import choose_dtype
 
     plan, backend, precision, wide_from = _course(one, rows, num_steps, device)
-    if device != "cpu" and backend.startswith("openvino"):
-        raise InvalidValue("contestants", str(one), f"torch backends on {device}", "time OpenVINO with --device cpu")
+    if device != "cpu" and not backend.startswith("torch"):
+        raise InvalidValue("contestants", str(one), f"torch backends on {device}", "time others with --device cpu")
+    if backend == CPP:
+        return _open_cpp(one, precision, size_px, rows, threads, plan, decoder_of(one, decoder))
     spec, digest, build = _model(one.model, device)
     with torch.device("meta"):
         count = sum(p.numel() for p in _built(spec).parameters())
@@ -163,6 +168,24 @@ def open_contestant(
         evaluate[evaluation] = _ended(_asking(denoiser, asked, evaluation.is_deep, _reuses(plan)), device)
     beside = "" if device == "cpu" else f" on {device}"
     return Ready(evaluate, plan, decode and _ended(decode, device), lambda: _told(denoiser.in_use) + beside)
+
+
+def _open_cpp(
+    one: Contestant,
+    precision: str,
+    size_px: int,
+    rows: int,
+    threads: int,
+    plan: Mapping[Evaluation, int],
+    decoder: DecoderChoice,
+) -> Ready:
+    from vega_diffusion.models.build import build_component
+
+    if decoder != "none" or one.model not in PRESETS:
+        raise InvalidValue("contestants", str(one), "a preset, without a decoder", "time its U-Net alone")
+    spec = PRESETS[one.model]
+    peer = CppUNet(spec, partial(build_component, spec), precision, size_px, rows, threads)
+    return Ready({evaluation: peer.step for evaluation in plan}, plan, None, lambda: peer.in_use)
 
 
 def decoder_of(one: Contestant, given: DecoderChoice) -> DecoderChoice:

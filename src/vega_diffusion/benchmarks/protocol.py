@@ -52,7 +52,8 @@ def time_interleaved(
     """Time several cases in turn (a, b, a, b, ...), so that a slow spell of the machine meets all of them alike.
 
     Args:
-        cases: Name of a case -> what to do in repetition i (0, 1, ...; warm-ups get -1).
+        cases: Name of a case -> what to do in repetition i (0, 1, ...; warm-ups get -1). What returns a `Timing` has
+            timed itself: the part that counts.
         warm_up: Untimed rounds before the first timed one (caches, lazy imports, allocators).
         repeats: Timed rounds, at least 5: the minimum and the median of fewer say little.
 
@@ -71,8 +72,9 @@ def time_interleaved(
     for index in range(repeats):
         for name, run in cases.items():
             cpu, wall = processor_seconds(), time.perf_counter()
-            run(index)
-            timings[name].append(Timing(time.perf_counter() - wall, processor_seconds() - cpu))
+            answer = run(index)
+            whole = Timing(time.perf_counter() - wall, processor_seconds() - cpu)
+            timings[name].append(answer if isinstance(answer, Timing) else whole)
     return timings
 
 

@@ -33,6 +33,8 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:int8", "vega:torch:fp32", 512, "none"): 5.5,
     ("vega:openvino:int8", "vega:torch:bf16", 512, "none"): 2.0,
     ("vega:openvino:int8", "vega:openvino-plain:bf16", 512, "none"): 1.45,
+    ("vega:openvino:int8", "vega:stable-diffusion.cpp:fp16", 512, "none"): 10.0,
+    ("vega:openvino:int8", "vega:stable-diffusion.cpp:int8", 512, "none"): 10.0,
     ("vega-mini:torch:own", "mini-sdxl:torch:own", 128, "none"): 2.0,
     ("vega@balanced+tiny", "sdxl@balanced+tiny", 512, "tiny"): 2.0,
     ("vega@balanced+tiny", "sdxl@balanced+tiny", 1024, "tiny"): 2.2,

@@ -1,4 +1,4 @@
-"""`vega convert`: LoRA files in other layouts, merged into a model, extracted out of one, made smaller."""
+"""`vega convert`: LoRA files in other layouts, merged, extracted, made smaller; a model folder as a single file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "merge": "a model folder with LoRAs merged into its weights",
     "extract": "a LoRA out of the difference of two models",
     "resize": "a LoRA of lower rank",
+    "single-file": "a model folder as one file for ComfyUI, web interfaces, stable-diffusion.cpp",
 }
 _PLACES = "NAME|FOLDER|HUB-ID"
 
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = ["usage: vega convert SUBCOMMAND [options]    (vega convert SUBCOMMAND --help lists its options)", ""]
-        print("\n".join(lines + [f"  {name:<8} {text}" for name, text in SUBCOMMANDS.items()]))
+        print("\n".join(lines + [f"  {name:<12} {text}" for name, text in SUBCOMMANDS.items()]))
         return 0 if argv else 2
     match argv[0]:
         case "lora":
@@ -44,6 +45,8 @@ def run(argv: list[str]) -> int:
             return run_verb("convert extract", extract, argv[1:])
         case "resize":
             return run_verb("convert resize", resize, argv[1:])
+        case "single-file":
+            return run_verb("convert single-file", single_file, argv[1:])
         case other:
             raise InvalidValue("subcommand", other, ", ".join(SUBCOMMANDS), "see vega convert --help")
 
@@ -205,6 +208,38 @@ def resize(
     most = [max(pair[side] for pair in ranks.values()) for side in (0, 1)]
     report = {"file": str(target), "adapters": len(ranks), "energy": round(kept, 6), "ranks": ranks}
     _tell(report, f"{target}: rank {most[0]} to {most[1]}, {kept:.2%} of the energy in {len(ranks)} adapters", json)
+    return 0
+
+
+def single_file(
+    model: Annotated[str, tyro.conf.Positional, text(_PLACES)],
+    output: Annotated[str, tyro.conf.Positional, text("OUT")],
+    /,
+    precision: Annotated[str | None, text("fp32|fp16", "that of the model")] = None,
+    force: bool = False,
+    json: bool = False,
+) -> int:
+    """Write a model folder as one file under the names of SDXL's first implementation, which other programs load.
+
+    Args:
+        model: A known model, a model folder or a Hub id.
+        output: The new file, as in vega.safetensors.
+        precision: Of the numbers.
+        force: Replace a file that is there.
+        json: Print one JSON object as the last line.
+    """
+    from vega_diffusion.models.find import resolve_model
+    from vega_diffusion.models.lora_merge import check_output
+    from vega_diffusion.models.single_file import write_single_file
+
+    wanted = _precisions(() if precision is None else (precision,))
+    target, folder = Path(output).expanduser(), resolve_model(model)
+    if target.is_dir():
+        raise InvalidValue("OUT", output, "a file", "name the file, as in vega.safetensors")
+    check_output(target, folder, force)
+    spec, count = write_single_file(folder, target, wanted[0] if wanted else None)
+    report = {"file": str(target), "name": spec.name, "tensors": count, "bytes": target.stat().st_size}
+    _tell(report, f"{target}: {spec.name} in {count:,} tensors, {report['bytes']:,} bytes", json)
     return 0
 
 

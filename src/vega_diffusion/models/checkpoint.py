@@ -34,10 +34,34 @@ from vega_diffusion.models.layout import (
 )
 from vega_diffusion.models.text import TextEncoder, build_text_encoder
 from vega_diffusion.models.unet import build_unet
-from vega_diffusion.specs.architecture import AutoencoderSpec, TextEncoderSpec, UNetSpec
+from vega_diffusion.specs.architecture import AutoencoderSpec, ModelSpec, TextEncoderSpec, UNetSpec
 from vega_diffusion.specs.tiny_autoencoder import TinyAutoencoderSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def load_component(folder: Path, spec: ModelSpec, component: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """Read a network of a model folder, on the CPU, in evaluation mode.
+
+    Args:
+        folder: A model folder.
+        spec: Its architecture (`detect.load_spec(folder)`), of an SDXL-shaped model.
+        component: A key of `layout.WEIGHT_STEMS`.
+        dtype: Cast to this; None keeps the file's.
+
+    Raises:
+        UnreadableModel: Weights are missing, truncated or of another architecture; the message names the file.
+    """
+    match component:
+        case "unet":
+            return load_unet(folder, spec.unet, dtype)
+        case "vae":
+            return load_autoencoder(folder, spec.autoencoder, dtype)
+        case "text_encoder":
+            return load_text_encoder(folder, "text_encoder", spec.text_encoder, dtype)
+        case _:
+            assert spec.text_encoder_2 is not None, "an SDXL-shaped model"
+            return load_text_encoder(folder, "text_encoder_2", spec.text_encoder_2, dtype)
 
 
 def load_unet(folder: Path, spec: UNetSpec, dtype: torch.dtype | None = None) -> UNet2DConditionModel:

@@ -44,7 +44,7 @@ from vega_diffusion.models.text import TextEncoder
 from vega_diffusion.models.tokenizer import TokenizerFiles
 from vega_diffusion.specs.architecture import ModelSpec
 
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def write_weights(place: Path, component: WeightName, module: nn.Module, precisi
     _write_json(home / "config.json", config)
     for precision in precisions:
         tensors = {
-            to_published_key(component, key): value.detach().to("cpu", _DTYPES[precision]).contiguous()
+            to_published_key(component, key): value.detach().to("cpu", DTYPES[precision]).contiguous()
             for key, value in sorted(module.state_dict().items())
         }
         path = home / weight_filename(component, precision)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +17,11 @@ from typing import Any, NoReturn
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vega_diffusion.errors import MissingFile, UnreadableModel, VegaError
 from vega_diffusion.models.lora_layouts import ADAPTABLE, Layout, neutral_path, published_path
+from vega_diffusion.models.safetensors_file import write_safetensors
 from vega_diffusion.specs.lora import LORA_FILE
 
 DESCRIPTION_KEY = "lora_adapter_metadata"
@@ -152,25 +150,9 @@ def write_lora(path: Path, lora: LoraFile) -> None:
     """
     kohya = lora.layout == "kohya"
     tensors = _kohya_tensors(lora) if kohya else _diffusers_tensors(lora)
-    metadata = {key: text for key, text in lora.metadata.items() if not _follows(key)} | {"format": "pt"}
+    metadata = {key: text for key, text in lora.metadata.items() if not _follows(key)}
     metadata |= _kohya_metadata(lora) if kohya else {DESCRIPTION_KEY: _describe(lora)}
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
-        _sort_metadata(Path(temporary))
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VegaError(f"{path}: cannot be written ({reason}); make room or choose another place") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_safetensors(path, tensors, metadata)
 
 
 def _follows(key: str) -> bool:
@@ -328,16 +310,3 @@ def _describe(lora: LoraFile) -> str:
 def _number(alpha: float) -> float | int:
     """PEFT declares whole alphas, and takes any."""
     return int(alpha) if alpha.is_integer() else alpha
-
-
-def _sort_metadata(file: Path) -> None:
-    """Put a file's metadata into order in place: safetensors shuffles them, and equal LoRAs shall be equal files."""
-    with file.open("r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        if len(text) != length:
-            raise AssertionError(f"{file}: the header changed its length")
-        stream.seek(8)
-        stream.write(text)

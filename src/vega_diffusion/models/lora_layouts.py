@@ -28,6 +28,7 @@ _TEXT_MODEL = "text_model."
 # What SDXL's first implementation (SGM) calls single layers outside its numbered blocks, and parts of a resnet.
 _SGM_SINGLE = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -35,7 +36,9 @@ _SGM_SINGLE = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 _SGM_RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
@@ -65,13 +68,13 @@ def maps_of(module: nn.Module, component: str) -> dict[str, nn.Linear | nn.Conv2
 
 
 def sgm_names(paths: Collection[str]) -> dict[str, str]:
-    """Return for the maps of a U-Net their names in SDXL's first implementation, which kohya's files use.
+    """Return for the layers of a U-Net their names in SDXL's first implementation, which kohya's files use.
 
     Blocks are counted as that implementation builds them: going down, one block a resnet (with the attention layer
     after it) and one a change of resolution; going up, one block a resnet, the change of resolution inside the last.
 
     Args:
-        paths: Names of all maps, as diffusers has them.
+        paths: Names of all layers, or of all maps, as diffusers has them.
     """
     homes = _SGM_SINGLE | _sgm_down(paths) | _sgm_middle(paths) | _sgm_up(paths)
     found = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vega_diffusion.errors import InvalidValue
-from vega_diffusion.models.checkpoint import load_autoencoder, load_text_encoder, load_unet
+from vega_diffusion.models.checkpoint import load_component
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.digest import file_digest, model_digest
 from vega_diffusion.models.export import new_folder, write_description, write_weights
@@ -130,7 +130,7 @@ def merge_model(
             if component == "scheduler":
                 continue
             if component in WEIGHT_STEMS and (own or not kept):
-                module = _load(folder, spec, component)
+                module = load_component(folder, spec, component, torch.float32)
                 if own:
                     merge_adapters(module, component, own)
                 write_weights(place, component, module, wanted)  # type: ignore[arg-type]
@@ -152,20 +152,6 @@ def check_output(output: Path, source: Path, force: bool) -> None:
         raise InvalidValue("OUT", str(output), "another place than what is read", "choose another place")
     if output.exists() and not force:
         raise InvalidValue("OUT", str(output), "a place where nothing is", "choose another place or add --force")
-
-
-def _load(folder: Path, spec: ModelSpec, component: str) -> nn.Module:
-    """Read a network of a model folder in float32."""
-    match component:
-        case "unet":
-            return load_unet(folder, spec.unet, torch.float32)
-        case "vae":
-            return load_autoencoder(folder, spec.autoencoder, torch.float32)
-        case "text_encoder":
-            return load_text_encoder(folder, "text_encoder", spec.text_encoder, torch.float32)
-        case _:
-            assert spec.text_encoder_2 is not None, "an SDXL-shaped model"
-            return load_text_encoder(folder, "text_encoder_2", spec.text_encoder_2, torch.float32)
 
 
 def _take_over(source: Path, target: Path, component: str, precisions: Sequence[Precision]) -> None:
@@ -229,7 +215,7 @@ def extract_lora(
     kept: dict[str, tuple[float, float]] = {}
     left_out: list[str] = []
     for component in ADAPTABLE:
-        old, new = _load(base, first, component), _load(tuned, second, component)
+        old, new = (load_component(*one, component, torch.float32) for one in ((base, first), (tuned, second)))
         left_out += _unadaptable(old, new, component)
         for path, difference in _differences(old, new, component):
             if on_map is not None:
