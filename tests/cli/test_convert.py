@@ -164,6 +164,13 @@ def test_a_model_folder_becomes_one_file(convert: Convert) -> None:
     assert {key.split(".")[0] for key in tensors} == {"model", "first_stage_model", "conditioner"}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
+    report = convert.report("folder", "one.safetensors", "back", "--tokenizers", "MODEL")
+    assert (report["name"], report["family"]) == ("back", "mini")
+    assert main(["generate", "a red apple", "--model", "./back", "--num-steps", "1", "--output", "one.png"]) == 0
+    code, _, err = convert("folder", "one.safetensors", "back", "--tokenizers", "MODEL")
+    assert (code, len(err)) == (2, 1)
+    assert "--force" in err[0]
+
     before = Path("one.safetensors").read_bytes()
     code, _, err = convert("single-file", "MODEL", "one.safetensors", "--precision", "fp32")
     assert (code, len(err)) == (2, 1)

@@ -10,16 +10,19 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from vega_diffusion.errors import InvalidValue
+from tiny_models import write_folder
+from vega_diffusion.errors import InvalidValue, MissingFile, UnreadableModel
 from vega_diffusion.models.build import build_component
 from vega_diffusion.models.checkpoint import load_component
 from vega_diffusion.models.detect import load_spec
-from vega_diffusion.models.layout import WEIGHT_STEMS
-from vega_diffusion.models.single_file import single_file_tensors, write_single_file
+from vega_diffusion.models.layout import WEIGHT_STEMS, weight_filename
+from vega_diffusion.models.single_file import places, to_single_file
+from vega_diffusion.models.single_file_model import write_model_folder, write_single_file
+from vega_diffusion.models.tokenizer import byte_tokenizer
 from vega_diffusion.specs.architecture import ModelSpec
-from vega_diffusion.specs.presets import SD_1_5, SDXL, SSD_1B, VEGA
+from vega_diffusion.specs.presets import PRESETS, SD_1_5, SDXL, SSD_1B, VEGA
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -53,31 +56,32 @@ def test_diffusers_reads_the_same_numbers_back(tiny_folder: Path, tmp_path: Path
     ("component", "count"), [("unet", 1680), ("vae", 248), ("text_encoder", 196), ("text_encoder_2", 389)]
 )
 def test_sdxl_has_the_tensors_of_its_own_file(component: str, count: int):
-    assert len(single_file_tensors(component, _on_meta(SDXL, component))) == count
+    assert len(to_single_file(component, _on_meta(SDXL, component))) == count
 
 
 @pytest.mark.parametrize("spec", [SDXL, SSD_1B, VEGA], ids=lambda spec: spec.name)
 def test_every_tensor_of_a_full_size_unet_comes_back(spec: ModelSpec):
     state = _numbered(_on_meta(spec, "unet"))
     found: Any = convert_ldm_unet_checkpoint(
-        single_file_tensors("unet", state), spec.unet.to_config() | {"class_embed_type": None}
+        to_single_file("unet", state), spec.unet.to_config() | {"class_embed_type": None}
     )
     assert {key: int(value) for key, value in found.items()} == {key: int(value) for key, value in state.items()}
 
 
 def test_every_tensor_of_a_full_size_autoencoder_comes_back():
     state = _on_meta(SDXL, "vae")
-    found = convert_ldm_vae_checkpoint(single_file_tensors("vae", state), SDXL.autoencoder.to_config())
+    found = convert_ldm_vae_checkpoint(to_single_file("vae", state), SDXL.autoencoder.to_config())
     assert {key: tuple(value.shape) for key, value in found.items()} == {
         key: tuple(value.shape) for key, value in state.items()
     }
-    numbered = _numbered(state)
-    back = convert_ldm_vae_checkpoint(single_file_tensors("vae", numbered), SDXL.autoencoder.to_config())
-    assert {key: int(value) for key, value in back.items()} == {key: int(value) for key, value in numbered.items()}
+    numbers = {key: number for number, key in enumerate(state)}
+    named = {place.key: torch.tensor(numbers[key]) for key, place in places("vae", state).items()}
+    back = convert_ldm_vae_checkpoint(named, SDXL.autoencoder.to_config())
+    assert {key: int(value) for key, value in back.items()} == numbers
 
 
 def test_the_only_encoder_of_stable_diffusion_1_has_its_own_place():
-    found = single_file_tensors("text_encoder", _on_meta(SD_1_5, "text_encoder"), has_two=False)
+    found = to_single_file("text_encoder", _on_meta(SD_1_5, "text_encoder"), has_two=False)
     assert "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight" in found
     assert len(found) == 196
 
@@ -106,9 +110,70 @@ def test_a_model_that_predicts_v_says_so(tiny_folder: Path, tiny_spec: ModelSpec
 
 def test_names_that_have_no_place_are_refused():
     with pytest.raises(ValueError, match="no place"):
-        single_file_tensors("text_encoder_2", {"text_model.extra.weight": torch.ones(1)})
+        places("text_encoder_2", ["text_model.extra.weight"])
     with pytest.raises(ValueError, match="hold no 'vae_tiny'"):
-        single_file_tensors("vae_tiny", {})
+        places("vae_tiny", [])
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "without our metadata"])
+def test_a_folder_comes_back_bit_for_bit(tmp_path: Path, is_ours: bool):
+    spec = PRESETS["vega-mini"]
+    schedule = spec.schedule.model_copy(update={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True})
+    source = write_folder(spec.model_copy(update={"schedule": schedule}), tmp_path / "source")
+    file = tmp_path / "one.safetensors"
+    write_single_file(source, file)
+    if not is_ours:  # with what files of others hold beside the weights
+        extra = {
+            "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+            "conditioner.embedders.1.model.logit_scale": torch.tensor(4.6),
+        }
+        save_file(load_file(file) | extra, file)
+    write_model_folder(file, tmp_path / "back", source)
+
+    back, written = load_spec(tmp_path / "back"), load_spec(source)
+    assert back.name == "back"
+    assert back.unet == written.unet
+    assert back.schedule == written.schedule
+    assert back.autoencoder.model_copy(update={"scaling_factor": 1.0}) == written.autoencoder.model_copy(
+        update={"scaling_factor": 1.0}
+    )
+    for component in WEIGHT_STEMS:
+        path = Path(component) / weight_filename(component, "fp32")
+        assert load_file(source / path).keys() == load_file(tmp_path / "back" / path).keys()
+        for key, tensor in load_file(source / path).items():
+            assert torch.equal(tensor, load_file(tmp_path / "back" / path)[key]), f"{component}.{key}"
+    for name in ("tokenizer/vocab.json", "tokenizer_2/merges.txt", "tokenizer_2/tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_a_file_of_an_unknown_or_incomplete_model_is_refused(tiny_folder: Path, tmp_path: Path):
+    file, back = tmp_path / "one.safetensors", tmp_path / "back"
+    write_single_file(tiny_folder, file, "fp16")
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+
+    def refused(match: str, content: dict[str, torch.Tensor], described: bool) -> None:
+        save_file(content, file, metadata=metadata if described else None)
+        with pytest.raises(UnreadableModel, match=match):
+            write_model_folder(file, back, tiny_folder)
+        assert not back.exists()
+
+    refused("of no known model; nearest is", tensors, False)
+    lost = "first_stage_model.decoder.mid.attn_1.q.weight"
+    refused(f"vae of tiny: 1 tensors are missing .*{lost}", {k: v for k, v in tensors.items() if k != lost}, True)
+    turned = "conditioner.embedders.1.model.token_embedding.weight"
+    refused(f"text_encoder_2 of tiny: 1 tensors .*{turned}", tensors | {turned: tensors[turned].T.contiguous()}, True)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UnreadableModel, match="truncated"):
+        write_model_folder(file, back, tiny_folder)
+    with pytest.raises(MissingFile, match="is not there"):
+        write_model_folder(tmp_path / "none.safetensors", back, tiny_folder)
+    write_single_file(tiny_folder, file, "fp16")
+    byte_tokenizer(600).write(tiny_folder / "tokenizer_2")
+    with pytest.raises(InvalidValue, match="tokenizer_2 of at most 520 words, not 600"):
+        write_model_folder(file, back, tiny_folder)
+    assert not back.exists()
 
 
 def _on_meta(spec: ModelSpec, component: str) -> dict[str, torch.Tensor]:

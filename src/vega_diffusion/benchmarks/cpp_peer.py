@@ -109,11 +109,11 @@ def _write(file: Path, spec: ModelSpec, build: Callable[[str], Any]) -> None:
     import torch
 
     from vega_diffusion.models.safetensors_file import write_safetensors
-    from vega_diffusion.models.single_file import single_file_tensors
+    from vega_diffusion.models.single_file import to_single_file
 
     has_two = spec.text_encoder_2 is not None
     tensors: dict[str, torch.Tensor] = {}
     for name in ["unet", "vae", "text_encoder", *(["text_encoder_2"] if has_two else [])]:
         state = torch.nn.Module.to(build(name), torch.float16).state_dict()  # diffusers' own warns
-        tensors |= single_file_tensors(name, state, has_two)
+        tensors |= to_single_file(name, state, has_two)
     write_safetensors(file, tensors, {})

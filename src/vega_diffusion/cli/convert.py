@@ -1,4 +1,4 @@
-"""`vega convert`: LoRA files in other layouts, merged, extracted, made smaller; a model folder as a single file."""
+"""`vega convert`: LoRA files in other layouts, merged, extracted, made smaller; models as folders and single files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "extract": "a LoRA out of the difference of two models",
     "resize": "a LoRA of lower rank",
     "single-file": "a model folder as one file for ComfyUI, web interfaces, stable-diffusion.cpp",
+    "folder": "a single-file checkpoint as a model folder",
 }
 _PLACES = "NAME|FOLDER|HUB-ID"
 
@@ -47,6 +48,8 @@ def run(argv: list[str]) -> int:
             return run_verb("convert resize", resize, argv[1:])
         case "single-file":
             return run_verb("convert single-file", single_file, argv[1:])
+        case "folder":
+            return run_verb("convert folder", folder, argv[1:])
         case other:
             raise InvalidValue("subcommand", other, ", ".join(SUBCOMMANDS), "see vega convert --help")
 
@@ -230,16 +233,52 @@ def single_file(
     """
     from vega_diffusion.models.find import resolve_model
     from vega_diffusion.models.lora_merge import check_output
-    from vega_diffusion.models.single_file import write_single_file
+    from vega_diffusion.models.single_file_model import write_single_file
 
     wanted = _precisions(() if precision is None else (precision,))
-    target, folder = Path(output).expanduser(), resolve_model(model)
+    target, source = Path(output).expanduser(), resolve_model(model)
     if target.is_dir():
         raise InvalidValue("OUT", output, "a file", "name the file, as in vega.safetensors")
-    check_output(target, folder, force)
-    spec, count = write_single_file(folder, target, wanted[0] if wanted else None)
+    check_output(target, source, force)
+    spec, count = write_single_file(source, target, wanted[0] if wanted else None)
     report = {"file": str(target), "name": spec.name, "tensors": count, "bytes": target.stat().st_size}
     _tell(report, f"{target}: {spec.name} in {count:,} tensors, {report['bytes']:,} bytes", json)
+    return 0
+
+
+def folder(
+    file: Annotated[str, tyro.conf.Positional, text("FILE")],
+    output: Annotated[str, tyro.conf.Positional, text("OUT")],
+    /,
+    tokenizers: Annotated[str, text(_PLACES)],
+    precision: Annotated[str | None, text("fp32|fp16", "that of the file")] = None,
+    force: bool = False,
+    json: bool = False,
+) -> int:
+    """Write a single-file checkpoint of an SDXL-shaped model as a model folder, which everything here reads.
+
+    Args:
+        file: A safetensors file as web interfaces have them.
+        output: The new folder.
+        tokenizers: A model whose tokenizers it uses, since such files hold none.
+        precision: Of the weight files.
+        force: Replace a model folder that is there.
+        json: Print one JSON object as the last line.
+    """
+    from vega_diffusion.models.find import resolve_model
+    from vega_diffusion.models.layout import MODEL_INDEX
+    from vega_diffusion.models.lora_merge import check_output
+    from vega_diffusion.models.single_file_model import write_model_folder
+
+    wanted = _precisions(() if precision is None else (precision,))
+    source, target = Path(file).expanduser(), Path(output).expanduser()
+    check_output(target, source, force)
+    if target.exists() and not (target / MODEL_INDEX).is_file():
+        raise InvalidValue("OUT", output, "a new folder, or with --force an older model's", "choose another place")
+    spec = write_model_folder(source, target, resolve_model(tokenizers), wanted[0] if wanted else None)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    report = {"folder": str(target), "name": spec.name, "family": spec.family, "bytes": size}
+    _tell(report, f"{target}: {size:,} bytes, of the family {spec.family}", json)
     return 0
 
 

@@ -18,7 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("vega_diffusion.cli.inspect", "parameters, work and layout of a model (read-only)"),
     "train": ("vega_diffusion.cli.train", "train by a recipe; resumes exactly"),
     "export": ("vega_diffusion.cli.export", "what a run trained, as a model folder with a card"),
-    "convert": ("vega_diffusion.cli.convert", "LoRA files: other layouts, merged, extracted, resized"),
+    "convert": (
+        "vega_diffusion.cli.convert",
+        "LoRA files: other layouts, merged, extracted, resized; single-file checkpoints",
+    ),
     "evaluate": ("vega_diffusion.cli.evaluate", "how well a model follows prompts, and comparisons"),
     "calibrate": ("vega_diffusion.cli.calibrate", "make the int8 U-Net of a model, which profiles then draw with"),
     "benchmark": ("vega_diffusion.cli.benchmark", "speed, memory, and what profiles cost in likeness"),

@@ -1,31 +1,22 @@
-"""A whole model as one file under the names of its first implementation, which most other programs load.
+"""A model as one file under the names of its first implementation: where every tensor has its place there.
 
 SDXL was published by a code base (SGM) whose names ComfyUI, the web interfaces, sd-scripts and stable-diffusion.cpp
 still use: `model.diffusion_model` for the U-Net, `first_stage_model` for the autoencoder, `conditioner.embedders` for
-the text encoders. Nothing but names and the layout of a few tensors changes, so diffusers' `from_single_file` leads
-back to the same numbers.
+the text encoders. Names and the layout of a few tensors differ from a model folder, no number does. Files and folders
+are read and written by `single_file_model`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vega_diffusion.errors import InvalidValue
-from vega_diffusion.models.checkpoint import load_component
-from vega_diffusion.models.detect import load_spec
-from vega_diffusion.models.export import DTYPES
-from vega_diffusion.models.layout import WEIGHT_STEMS, Precision, find_weights, to_published_key
+from vega_diffusion.models.layout import WEIGHT_STEMS, to_published_key
 from vega_diffusion.models.lora_layouts import sgm_names
-from vega_diffusion.models.safetensors_file import write_safetensors
-
-if TYPE_CHECKING:
-    from vega_diffusion.specs.architecture import ModelSpec
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -49,117 +40,126 @@ _OPEN_CLIP_SINGLE = {
     "text_model.final_layer_norm.weight": "ln_final.weight",
     "text_model.final_layer_norm.bias": "ln_final.bias",
 }
+_THIRDS = ("q", "k", "v")
 
 
-def write_single_file(folder: Path, output: Path, precision: Precision | None = None) -> tuple[ModelSpec, int]:
-    """Write a model folder as one file; it appears complete or not at all.
+class Place(NamedTuple):
+    """Where a tensor of ours stands in a single file.
 
-    The whole model is in memory once. Tokenizers are not in such files: programs bring CLIP's own along.
-
-    Args:
-        folder: A model folder (`find.resolve_model`).
-        output: The new file, replaced if it is there.
-        precision: Of the numbers; None is that of the folder's U-Net.
-
-    Returns:
-        The model's spec, which the file's metadata hold as well, and the number of tensors.
-
-    Raises:
-        InvalidValue: The model predicts what such files cannot say.
-        VegaError: The model cannot be read, or the file cannot be written.
+    Attributes:
+        key: Name there.
+        layout: `same`; `turned`, a matrix transposed; `convolved`, a matrix as a 1x1 convolution; or which third it is
+            of a joint query, key and value.
     """
-    spec = load_spec(folder)
-    dtype = DTYPES[precision or find_weights(folder, "unet").precision]
-    tensors = _marks(spec)
-    for component in WEIGHT_STEMS:
-        state = load_component(folder, spec, component, dtype).state_dict()
-        tensors |= single_file_tensors(component, state, spec.text_encoder_2 is not None)
-    write_safetensors(output, tensors, {"modelspec.title": spec.name, "vega_spec": spec.to_json()})
-    return spec, len(tensors)
+
+    key: str
+    layout: Literal["same", "turned", "convolved", "q", "k", "v"] = "same"
 
 
-def single_file_tensors(component: str, state: Mapping[str, Tensor], has_two: bool = True) -> dict[str, Tensor]:
-    """Return a component's tensors as single-file checkpoints hold them.
+def places(component: str, keys: Collection[str], has_two: bool = True) -> dict[str, Place]:
+    """Return for every tensor of a component its place in a single file.
 
     Args:
         component: A key of `WEIGHT_STEMS`.
-        state: Its state under the names of our modules (diffusers, transformers).
+        keys: Names of all its tensors, as our modules have them (diffusers, transformers).
         has_two: Whether the model has two text encoders.
 
     Raises:
-        ValueError: A tensor of a kind that such files do not have.
+        ValueError: A component or a tensor of a kind that such files do not have.
     """
     match component:
         case "unet":
-            return _unet(state)
+            homes = sgm_names({key.rpartition(".")[0] for key in keys})
+            return {key: Place(f"{UNET_PREFIX}{homes[path]}.{kind}") for key, path, kind in _split(keys)}
         case "vae":
-            levels = 1 + max(int(found[1]) for key in state if (found := re.match(r"decoder\.up_blocks\.(\d+)", key)))
-            return dict(_vae_tensor(key, tensor, levels) for key, tensor in state.items())
+            levels = 1 + max(int(found[1]) for key in keys if (found := re.match(r"decoder\.up_blocks\.(\d+)", key)))
+            return {key: _vae_place(key, levels) for key in keys}
         case "text_encoder":
             prefix = FIRST_OF_TWO if has_two else ONLY_ONE
-            return {prefix + to_published_key(component, key): tensor for key, tensor in state.items()}
+            return {key: Place(prefix + to_published_key(component, key)) for key in keys}
         case "text_encoder_2":
-            return _open_clip(state)
+            return {key: _open_clip_place(key) for key in keys}
         case other:
             raise ValueError(f"single-file checkpoints hold no {other!r}; allowed: {', '.join(WEIGHT_STEMS)}")
 
 
-def _marks(spec: ModelSpec) -> dict[str, Tensor]:
-    """Return the empty tensors by which ComfyUI and others know what a model predicts."""
-    match spec.schedule.prediction_type:
-        case "epsilon":
-            return {}
-        case "v_prediction":
-            names = ["v_pred", *(["ztsnr"] if spec.schedule.rescale_betas_zero_snr else [])]
-            return {name: torch.tensor([]) for name in names}
-        case other:
-            raise InvalidValue(
-                "prediction_type", other, "epsilon or v_prediction in a single file", "keep the model folder"
-            )
+def to_single_file(component: str, state: Mapping[str, Tensor], has_two: bool = True) -> dict[str, Tensor]:
+    """Return a component's tensors as a single file holds them; arguments and errors as of `places`."""
+    found: dict[str, Tensor] = {}
+    joint: dict[str, dict[str, Tensor]] = {}
+    for key, place in places(component, state, has_two).items():
+        tensor = state[key]
+        match place.layout:
+            case "same":
+                found[place.key] = tensor
+            case "turned":
+                found[place.key] = tensor.T
+            case "convolved":
+                found[place.key] = tensor[:, :, None, None]
+            case third:
+                joint.setdefault(place.key, {})[third] = tensor
+    return found | {key: torch.cat([thirds[one] for one in _THIRDS]) for key, thirds in joint.items()}
 
 
-def _unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    homes = sgm_names({key.rpartition(".")[0] for key in state})
+def from_single_file(
+    component: str, keys: Collection[str], read: Callable[[str], Tensor], has_two: bool = True
+) -> dict[str, Tensor]:
+    """Return a component's tensors under our names out of a single file.
+
+    Args:
+        component: A key of `WEIGHT_STEMS`.
+        keys: Names of all its tensors.
+        read: Returns a tensor of the file.
+        has_two: Whether the model has two text encoders.
+    """
     found = {}
-    for key, tensor in state.items():
-        path, _, kind = key.rpartition(".")
-        found[f"{UNET_PREFIX}{homes[path]}.{kind}"] = tensor
+    for key, place in places(component, keys, has_two).items():
+        tensor = read(place.key)
+        match place.layout:
+            case "same":
+                found[key] = tensor
+            case "turned":
+                found[key] = tensor.T
+            case "convolved":
+                found[key] = tensor.flatten(1)
+            case third:
+                found[key] = tensor.chunk(3)[_THIRDS.index(third)]
     return found
 
 
-def _vae_tensor(key: str, tensor: Tensor, levels: int) -> tuple[str, Tensor]:
-    """Return one tensor of an autoencoder: levels going up are counted from the other end, attention is convolved."""
+def _split(keys: Collection[str]) -> list[tuple[str, str, str]]:
+    """Return every key with the layer and the parameter that it names."""
+    return [(key, path, kind) for key in keys for path, _, kind in [key.rpartition(".")]]
+
+
+def _vae_place(key: str, levels: int) -> Place:
+    """Return the place of a tensor of an autoencoder: levels going up are counted from the other end."""
     name = re.sub(r"up_blocks\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", key)
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = name.replace("mid_block.attentions.0.", "mid.attn_1.")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
     name = re.sub(r"(down|up)_blocks\.(\d+)\.resnets\.", r"\1.\2.block.", name)
     name = re.sub(r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0", r"\1.\2.\3sample", name)
-    if ".mid.attn_1." in name:
-        head, _, rest = name.partition("attn_1.")
-        part, _, kind = rest.rpartition(".")
-        name = f"{head}attn_1.{_VAE_ATTENTION[part]}.{kind}"
-        if tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-    return VAE_PREFIX + name, tensor
+    head, attention, rest = name.partition(".mid.attn_1.")
+    if not attention:
+        return Place(VAE_PREFIX + name)
+    part, _, kind = rest.rpartition(".")
+    is_matrix = kind == "weight" and part != "group_norm"
+    return Place(f"{VAE_PREFIX}{head}{attention}{_VAE_ATTENTION[part]}.{kind}", "convolved" if is_matrix else "same")
 
 
-def _open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return SDXL's second text encoder: query, key and value of a layer are one tensor, the projection is turned."""
-    found = {}
-    for key, tensor in state.items():
-        if key in _OPEN_CLIP_SINGLE:
-            found[_OPEN_CLIP_SINGLE[key]] = tensor
-        elif key == "text_projection.weight":
-            found["text_projection"] = tensor.T
-        elif match := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
-            layer, part, kind = match.groups()
-            home = f"transformer.resblocks.{layer}"
-            if part in _OPEN_CLIP_LAYER:
-                found[f"{home}.{_OPEN_CLIP_LAYER[part]}.{kind}"] = tensor
-            elif part == "self_attn.q_proj":
-                others = (state[key.replace("q_proj", f"{one}_proj")] for one in "kv")
-                found[f"{home}.attn.in_proj_{kind}"] = torch.cat([tensor, *others])
-        else:
-            raise ValueError(f"text_encoder_2: {key} has no place in a single-file checkpoint")
-    return {SECOND_OF_TWO + key: tensor for key, tensor in found.items()}
+def _open_clip_place(key: str) -> Place:
+    """Return the place of a tensor of SDXL's second text encoder."""
+    if key in _OPEN_CLIP_SINGLE:
+        return Place(SECOND_OF_TWO + _OPEN_CLIP_SINGLE[key])
+    if key == "text_projection.weight":
+        return Place(f"{SECOND_OF_TWO}text_projection", "turned")
+    if match := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
+        layer, part, kind = match.groups()
+        home = f"{SECOND_OF_TWO}transformer.resblocks.{layer}"
+        if part in _OPEN_CLIP_LAYER:
+            return Place(f"{home}.{_OPEN_CLIP_LAYER[part]}.{kind}")
+        for third in _THIRDS:
+            if part == f"self_attn.{third}_proj":
+                return Place(f"{home}.attn.in_proj_{kind}", third)
+    raise ValueError(f"text_encoder_2: {key} has no place in a single-file checkpoint")
