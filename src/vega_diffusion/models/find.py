@@ -70,7 +70,10 @@ def find_folder(model: str | Path, configs_only: bool = False) -> Path:
     if name and folder.is_dir():
         return folder
     if folder.is_file():
-        raise UnreadableModel(f"model: {name!r} is a file; allowed: a diffusers folder; give the folder that holds it")
+        raise UnreadableModel(
+            f"model: {name!r} is a file; allowed: a diffusers folder; give the folder that holds it, or make one of a "
+            f"single-file checkpoint: vega convert folder {name} FOLDER --tokenizers MODEL"
+        )
     if name in HUB_IDS:
         raise MissingFile(
             f"{name}: an architecture whose weights are not shipped here; use --model {HUB_IDS[name]} (from the Hub)"
