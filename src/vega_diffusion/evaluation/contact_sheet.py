@@ -56,7 +56,7 @@ def write_sheets(
                 detail = f"{_name(result)}   sheet {number} of {len(pages)}"
                 sheet = draw_sheet(folder, [(prompt, by_id[prompt.id]) for prompt in page], title, detail)
                 buffer = BytesIO()
-                sheet.save(buffer, "PNG", optimize=True)
+                sheet.save(buffer, "PNG")
                 write_whole(path, buffer.getvalue())
     return tuple(paths)
 
