@@ -61,6 +61,15 @@ def test_a_teacher_is_loaded_as_it_is_and_only_when_asked_for(teacher: Path) -> 
     assert (parameter.device.type, parameter.dtype) == ("meta", torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("mixed_precision", "held"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_teacher_may_be_held_as_the_run_computes(mixed_precision: str, held: torch.dtype) -> None:
+    (found,) = build_teachers(spec_of(dtype="run"), VEGA_MINI, None, mixed_precision)
+    assert next(found.load().parameters()).dtype == held
+    assert found.spec.dtype == {"no": "fp32"}.get(mixed_precision, mixed_precision)  # as caches of its answers say
+
+
 @pytest.mark.slow
 def test_a_run_with_a_succession_resumes_exactly_and_says_who_teaches(
     recipe: Path, capsys: pytest.CaptureFixture[str]

@@ -60,7 +60,7 @@ class TeacherSpec(StrictSpec):
         stop_step: The first one at which it no longer does; None teaches to the end.
         share: Its weight in the draw among the teachers that are there at a step (each sample draws one).
         captions: A regular expression; the samples whose caption it matches go to this teacher, and no others do.
-        dtype: In which its weights are held.
+        dtype: In which its weights are held; `run`: as the run computes, which is fp32 without `mixed_precision`.
         compile: Whether to compile it; only where no features are compared.
     """
 
@@ -72,7 +72,7 @@ class TeacherSpec(StrictSpec):
     stop_step: PositiveInt | None = None
     share: PositiveFloat = 1.0
     captions: str | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["run", "fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
 
     @model_validator(mode="after")

@@ -380,7 +380,7 @@ def _meta_teachers(recipe: TrainRecipe, spec: ModelSpec) -> list[Teacher]:
     """Return the teachers on the meta device; with fixed samples they are asked before the run and not in it."""
     if not isinstance(recipe.objective, DistillationSpec):
         return []
-    teachers = build_teachers(recipe.objective, spec, None)
+    teachers = build_teachers(recipe.objective, spec, None, recipe.mixed_precision)
     if recipe.objective.fixed_samples is None:
         return teachers
     side = latent_side(recipe, spec)

@@ -224,7 +224,9 @@ def build_parts(recipe: TrainRecipe) -> RunParts:
     if recipe.activation_checkpointing:
         assert recipe.activation_checkpointing != "auto", "resolved before anything is built"
         enable(student.get_submodule("unet"), recipe.activation_checkpointing)
-    teachers = build_teachers(recipe.objective, spec, inputs) if isinstance(recipe.objective, DistillationSpec) else []
+    teachers = []
+    if isinstance(recipe.objective, DistillationSpec):
+        teachers = build_teachers(recipe.objective, spec, inputs, recipe.mixed_precision)
     return RunParts(spec, student.train(), frozen, teachers, inputs, before)
 
 

@@ -25,19 +25,24 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SAMPLING = {"scheduler", "prediction_type", "timestep_spacing", "steps_offset"}
 
 
-def build_teachers(objective: DistillationSpec, student: ModelSpec, inputs: dict[str, str] | None) -> list[Teacher]:
+def build_teachers(
+    objective: DistillationSpec, student: ModelSpec, inputs: dict[str, str] | None, mixed_precision: str = "no"
+) -> list[Teacher]:
     """Return the teachers of a distillation; weights are read when a teacher's first step comes.
 
     Args:
         objective: Names them.
         student: The student's model.
         inputs: Gets the hashes of weights and maps. None plans a run: networks on the meta device, no weights.
+        mixed_precision: The recipe's, for teachers that are held as the run computes.
 
     Raises:
         InvalidValue: A teacher's shape, noise schedule or map does not fit the student.
         VegaError: Its weights are not there.
     """
-    return [_teacher(objective, spec, student, inputs) for spec in objective.teachers]
+    as_run = {"dtype": "fp32" if mixed_precision == "no" else mixed_precision}
+    specs = [one.model_copy(update=as_run) if one.dtype == "run" else one for one in objective.teachers]
+    return [_teacher(objective, spec, student, inputs) for spec in specs]
 
 
 def _teacher(
