@@ -165,7 +165,7 @@ def test_a_model_folder_becomes_one_file(convert: Convert) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
     report = convert.report("folder", "one.safetensors", "back", "--tokenizers", "MODEL")
-    assert (report["name"], report["family"]) == ("back", "mini")
+    assert (report["name"], report["family"], report["left_out"]) == ("back", "mini", [])
     assert main(["generate", "a red apple", "--model", "./back", "--num-steps", "1", "--output", "one.png"]) == 0
     code, _, err = convert("folder", "one.safetensors", "back", "--tokenizers", "MODEL")
     assert (code, len(err)) == (2, 1)

@@ -232,6 +232,7 @@ def single_file(
         json: Print one JSON object as the last line.
     """
     from vega_diffusion.models.find import resolve_model
+    from vega_diffusion.models.layout import VAE_TINY
     from vega_diffusion.models.lora_merge import check_output
     from vega_diffusion.models.single_file_model import write_single_file
 
@@ -240,6 +241,8 @@ def single_file(
     if target.is_dir():
         raise InvalidValue("OUT", output, "a file", "name the file, as in vega.safetensors")
     check_output(target, source, force)
+    if (source / VAE_TINY).is_dir():
+        print(f"warning: {VAE_TINY} is left out: single files hold no tiny autoencoder", file=sys.stderr)
     spec, count = write_single_file(source, target, wanted[0] if wanted else None)
     report = {"file": str(target), "name": spec.name, "tensors": count, "bytes": target.stat().st_size}
     _tell(report, f"{target}: {spec.name} in {count:,} tensors, {report['bytes']:,} bytes", json)
@@ -275,9 +278,17 @@ def folder(
     check_output(target, source, force)
     if target.exists() and not (target / MODEL_INDEX).is_file():
         raise InvalidValue("OUT", output, "a new folder, or with --force an older model's", "choose another place")
-    spec = write_model_folder(source, target, resolve_model(tokenizers), wanted[0] if wanted else None)
+    spec, left = write_model_folder(source, target, resolve_model(tokenizers), wanted[0] if wanted else None)
+    if left:
+        print(f"warning: {len(left)} tensors are no weights of {spec.name}, left out: {left[0]} ...", file=sys.stderr)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    report = {"folder": str(target), "name": spec.name, "family": spec.family, "bytes": size}
+    report: dict[str, Any] = {
+        "folder": str(target),
+        "name": spec.name,
+        "family": spec.family,
+        "bytes": size,
+        "left_out": left,
+    }
     _tell(report, f"{target}: {size:,} bytes, of the family {spec.family}", json)
     return 0
 

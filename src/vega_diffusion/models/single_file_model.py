@@ -60,7 +60,9 @@ def write_single_file(folder: Path, output: Path, precision: Precision | None = 
     return spec, len(tensors)
 
 
-def write_model_folder(file: Path, output: Path, tokenizers: Path, precision: Precision | None = None) -> ModelSpec:
+def write_model_folder(
+    file: Path, output: Path, tokenizers: Path, precision: Precision | None = None
+) -> tuple[ModelSpec, list[str]]:
     """Write a single-file checkpoint as a model folder; it appears complete or not at all.
 
     What model it is its metadata say, where we wrote it, else the names and shapes of its U-Net, which must be those
@@ -73,7 +75,7 @@ def write_model_folder(file: Path, output: Path, tokenizers: Path, precision: Pr
         precision: Of the weight files; None is that of the file's U-Net.
 
     Returns:
-        The spec as written.
+        The spec as written, and the names of the tensors that were left.
 
     Raises:
         MissingFile: The file or a tokenizer is not there.
@@ -98,7 +100,8 @@ def write_model_folder(file: Path, output: Path, tokenizers: Path, precision: Pr
             for name, words in zip(TOKENIZERS, vocabularies, strict=True):
                 words.write(place / name)
             write_description(place, spec, {"single_file": {"file": file.name, "sha256": file_digest(file)}})
-    return spec
+        taken = {PREDICTS_V, ZERO_SNR}.union(*(_shapes(spec, component) for component in WEIGHT_STEMS))
+    return spec, sorted(shapes.keys() - taken)
 
 
 def _marks(spec: ModelSpec) -> tuple[str, ...]:
