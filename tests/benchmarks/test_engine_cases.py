@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vega_diffusion.benchmarks import certify, contestants, packing, parameters, speed
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.openvino_plain import PlainUNet
+from vega_diffusion.benchmarks.protocol import Timing
 from vega_diffusion.benchmarks.report import make_result
 from vega_diffusion.errors import InvalidValue, Unavailable
 from vega_diffusion.inference.backends.torch_eager import TorchEager
@@ -184,6 +189,34 @@ def test_a_peer_that_is_not_there_or_cannot_is_refused_before_weights_are_writte
     ):
         with pytest.raises(wrong, match=said):
             contestants.open_contestant(speed.Contestant.parse(text), 64, 1, 1)
+
+
+def test_a_peer_that_draws_whole_pictures_is_timed_between_its_steps(monkeypatch: pytest.MonkeyPatch):
+    """The binding is not installed here; what stands in for it reads the file and tells of its steps as it does."""
+    seen = {}
+
+    class StandIn:
+        def __init__(self, model_path: str, wtype: str, **_: object) -> None:
+            seen.update(load_file(model_path))
+            assert wtype == "q8_0"
+
+        def generate_image(self, *, sample_steps: int, progress_callback: Callable[..., None], **_: object) -> None:
+            for step in range(1, sample_steps + 1):
+                time.sleep(0.05 if step == sample_steps else 0.3)
+                progress_callback(step, sample_steps, 0.0)
+            time.sleep(0.3)  # decoding
+
+    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", SimpleNamespace(StableDiffusion=StandIn))
+    one = contestants.open_contestant(speed.Contestant.parse("vega-mini:stable-diffusion.cpp:int8"), 64, 1, 1)
+    (step,) = one.evaluate.values()
+    start = time.perf_counter()
+    taken = step()
+    whole = time.perf_counter() - start
+    assert isinstance(taken, Timing)
+    assert 0.05 <= taken.wall_s <= whole - 0.6  # neither the first step nor the decoding, however slow the machine
+    assert one.in_use() == "stable-diffusion.cpp q8_0"
+    assert {tensor.dtype for tensor in seen.values()} == {torch.float16}
+    assert len(seen) == 897  # as `vega convert single-file vega-mini` writes
 
 
 def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():

@@ -152,7 +152,9 @@ def test_mistakes_are_one_line(convert: Convert, arguments: list[str], message: 
 def test_help_lists_the_subcommands(convert: Convert) -> None:
     code, out, _ = convert("--help")
     assert code == 0
-    assert all(any(name in line for line in out) for name in ("lora", "merge", "extract", "resize"))
+    assert all(
+        any(name in line for line in out) for name in ("lora", "merge", "extract", "resize", "single-file", "folder")
+    )
     assert convert()[0] == 2
 
 

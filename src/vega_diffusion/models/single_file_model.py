@@ -31,7 +31,6 @@ SPEC_KEY = "vega_spec"
 
 # Empty tensors by which ComfyUI and others know that a model predicts v, and that its last step is pure noise.
 PREDICTS_V, ZERO_SNR = "v_pred", "ztsnr"
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def write_single_file(folder: Path, output: Path, precision: Precision | None = None) -> tuple[ModelSpec, int]:
@@ -72,7 +71,7 @@ def write_model_folder(
         file: A safetensors file.
         output: The new folder; an older one is replaced at the end.
         tokenizers: A model folder whose tokenizers the model uses; such files hold none.
-        precision: Of the weight files; None is that of the file's U-Net.
+        precision: Of the weight files; None is that of the file's U-Net, fp32 for bfloat16.
 
     Returns:
         The spec as written, and the names of the tensors that were left.
@@ -87,8 +86,9 @@ def write_model_folder(
         spec = _spec_of(file, shapes, metadata).model_copy(update={"name": output.resolve().name})
         for name, words in zip(TOKENIZERS, vocabularies, strict=True):
             _check_size(spec, name, 1 + max(words.vocab.values()), tokenizers)
-        is_half = read(f"{UNET_PREFIX}input_blocks.0.0.weight").dtype in _HALF
-        wanted = precision or ("fp16" if is_half else "fp32")
+        # bfloat16 fits into float32 without loss, and not into float16.
+        is_fp16 = read(f"{UNET_PREFIX}input_blocks.0.0.weight").dtype == torch.float16
+        wanted = precision or ("fp16" if is_fp16 else "fp32")
         with new_folder(output) as place:
             for component in WEIGHT_STEMS:
                 with torch.device("meta"):
