@@ -274,6 +274,24 @@ def test_micro_batches_hold_all_sources_alike(recipe: Path):
     assert [prior.target for prior in cast(Any, read.data).prior] == ["picture", "model"]
 
 
+@pytest.mark.parametrize(("said", "left_out"), [("", 0.25), (", empty_caption_rate=1.0", 1.0)])
+def test_a_guard_leaves_out_a_share_of_captions_of_its_own(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, left_out: float
+):
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
+    assert main(["data", "scenes", "--count", "3", "--output", str(tmp_path / "plain")]) == 0
+    guard = f'data.prior={{folder="{tmp_path / "plain"}", target="model"{said}}}'
+    read = TrainRecipe.read(recipe, [guard, "data.empty_caption_rate=0.25"])
+    spec = load_spec(resolve_model("vega-mini"))
+    source = cast(Any, build_source(read, spec, torch.device("cpu"), frozen_components(read, spec)))
+    own, guards = source.sources
+    assert own.spec.empty_caption_rate == 0.25
+    assert guards.spec.empty_caption_rate == left_out
+    captions = guards.load(range(32)).captions
+    assert (captions.count("") == 32) == (left_out == 1.0)
+    assert "" in captions
+
+
 def test_the_model_before_answers_for_denoisers_alone(recipe: Path):
     teachers = '[{name="t", base="vega-mini", weights="vega-mini", map="same"}]'
     teacher = f'objective={{kind="distillation", teachers={teachers}}}'

@@ -104,7 +104,8 @@ class PriorSpec(StrictSpec):
 
     `target` says what is to be predicted for them: `picture` is what the pictures say, as for all others; `model` is
     what the model before training predicts, so that at first there is nothing to change, and later what has drifted
-    comes back, whatever the pictures show.
+    comes back, whatever the pictures show. `empty_caption_rate` of their captions is left out, the run's own share
+    unless given: with `model`, what is drawn without a caption, from which guidance leads away, is guarded, too.
 
     Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242); Li and Hoiem 2016, section 3 (arXiv 1606.09282).
     """
@@ -114,6 +115,7 @@ class PriorSpec(StrictSpec):
     num_pictures: PositiveInt = 100
     weight: NonNegativeFloat = 1.0
     target: Literal["picture", "model"] = "picture"
+    empty_caption_rate: Fraction | None = None
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")

@@ -57,6 +57,7 @@ def _prior_data(
     recipe: TrainRecipe, data: ImageLatentsSpec, prior: PriorSpec, device: torch.device
 ) -> ImageLatentsSpec:
     """Return the pictures of a prior as a run's own are described, after drawing those that it lacks."""
+    left_out = data.empty_caption_rate if prior.empty_caption_rate is None else prior.empty_caption_rate
     return data.model_copy(
         update={
             "folder": str(fill_class_pictures(recipe, prior, data.resolution_px, device)),
@@ -67,6 +68,7 @@ def _prior_data(
             "split": "train",
             "image_column": "image",
             "caption": prior.caption,
+            "empty_caption_rate": left_out,
             "max_pictures": prior.num_pictures if prior.caption else None,
             "prior": (),
         }
