@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,47 @@ def test_drift_of_any_part_is_an_error_whose_gradient_leads_back(name: str):
     after = errors(student, before)
     assert after[1] + after[3] < drifted[1] + drifted[3]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in before.parameters())
+
+
+def test_captions_that_drift_weigh_by_themselves():
+    parts = components()
+    student, before = nn.ModuleDict(parts).eval(), ModelBefore(parts, False, "epsilon", text_weights=(0.0, 0.5))
+    task = build_denoising(DenoisingSpec(min_snr_gamma=5.0), SPEC, {}, before)
+    plain = build_denoising(DenoisingSpec(min_snr_gamma=5.0), SPEC, {}, ModelBefore(parts, False, "epsilon"))
+    rows = batch()
+    weighted = Batch(rows.sample_ids, rows.tensors | {"loss_weight": torch.tensor([1.0, 3.0, 1.0, 3.0])})
+    assert task(student, weighted, PositionRng(3, POSITIONS)).parts["text_drift"].item() == pytest.approx(0.0, abs=1e-9)
+    encoder: Any = parts["text_encoder"]
+    embedding = encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding.add_(0.02 * torch.randn_like(embedding))
+        old, new = task.condition(before, rows)[0], task.condition(student, rows)[0]
+    share = (new - old).square().flatten(1).sum(1) / old.square().flatten(1).sum(1)
+    guarded, pictures = (one(student, weighted, PositionRng(3, POSITIONS)) for one in (task, plain))
+    # The mean over a batch, half of which is guarded; without a timestep's weight, with that of the source.
+    assert guarded.parts["text_drift"].item() == pytest.approx(0.125 * (share[1] + share[3]).item(), rel=1e-5)
+    assert "text_drift" not in pictures.parts
+    gained = (guarded.per_sample - pictures.per_sample).tolist()
+    assert gained == pytest.approx([0.0, 1.5 * share[1].item(), 0.0, 1.5 * share[3].item()], rel=1e-4, abs=1e-6)
+    (of_text,) = torch.autograd.grad(guarded.total - pictures.total, [embedding])
+    assert of_text.norm() > 0
+
+
+def test_captions_left_out_do_not_drift():
+    parts = components()
+    student, before = nn.ModuleDict(parts).eval(), ModelBefore(parts, False, "epsilon", text_weights=(0.0, 1.0))
+    task = build_denoising(DenoisingSpec(min_snr_gamma=None), SPEC, {}, before)
+    with torch.no_grad():
+        for parameter in parts["text_encoder_2"].parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+
+    def drift(keep: list[bool]) -> float:
+        rows = batch()
+        some = Batch(rows.sample_ids, rows.tensors | {"keep": torch.tensor(keep)})
+        return task(student, some, PositionRng(3, POSITIONS)).parts["text_drift"].item()
+
+    assert drift([True, False, True, False]) == 0.0
+    assert drift([True, True, True, True]) > drift([False, True, False, False]) > 1e-6
 
 
 def test_below_adapters_the_weights_are_the_students_own():

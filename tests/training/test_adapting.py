@@ -300,6 +300,18 @@ def test_the_model_before_answers_for_denoisers_alone(recipe: Path):
         TrainRecipe.read(recipe, [teacher, 'data.prior.target="model"'])
 
 
+def test_captions_are_guarded_where_text_encoders_learn_and_the_model_answers(recipe: Path):
+    with pytest.raises(VegaError, match="data.prior.text_weight: 0.5 .* 0 without data.prior.target"):
+        TrainRecipe.read(recipe, ["data.prior.text_weight=0.5"])
+    both = ["data.prior.text_weight=0.5", 'data.prior.target="model"']
+    with pytest.raises(VegaError, match="data.prior.text_weight: 0.5 .* 0 where no text encoder learns"):
+        TrainRecipe.read(recipe, both)
+    read = TrainRecipe.read(recipe, [*both, 'model.train=["unet", "text_encoder"]'])
+    before = build_parts(read).before
+    assert before is not None
+    assert before.text_weights == (0.0, 0.5)
+
+
 def test_a_subject_is_learnt_beside_two_guards(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

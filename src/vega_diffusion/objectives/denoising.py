@@ -34,6 +34,7 @@ class Question:
         added: `text_embeds [B, P]` and `time_ids [B, 6]`.
         target: What to predict, `[B, C, H, W]`, fp32.
         captions: Of encoded prompts, where they are known: equal ones are read once (`ask_by_prompt`).
+        drift: How far captions are encoded from what the model before training made of them, weighted, `[B]`.
     """
 
     x_t: Tensor
@@ -42,6 +43,7 @@ class Question:
     added: dict[str, Tensor]
     target: Tensor
     captions: Sequence[str] | None = None
+    drift: Tensor | None = None
 
     def ask(self, unet: nn.Module) -> Tensor:
         """Return a U-Net's answer, `[B, C, H, W]`, fp32."""
@@ -100,12 +102,17 @@ class Denoising:
             self.before.to(device)
 
     def __call__(self, student: nn.Module, batch: Batch, rng: PositionRng) -> Loss:
-        """Return the weighted loss; the part `mse` is the unweighted error."""
+        """Return the weighted loss; the part `mse` is the unweighted error, `text_drift` that of guarded captions."""
         question = self.question(student, batch, rng)
         if self.before is not None:
             question = self.before.answer(self, question, batch, rng)
         mse = squared_error(question.ask(student.get_submodule("unet")), question.target)
-        return Loss.from_samples(mse * self.weights(question.timesteps, batch), {"mse": mse})
+        losses = mse * self.weights(question.timesteps, batch)
+        if question.drift is None:
+            return Loss.from_samples(losses, {"mse": mse})
+        # Captions have no timestep, so that its weight is none of theirs; that of their source is.
+        drift = question.drift * batch.tensors.get("loss_weight", 1.0)
+        return Loss.from_samples(losses + drift, {"mse": mse, "text_drift": question.drift})
 
     def decided(self, rng: PositionRng) -> Hashable | None:
         """Return what Python decides of a batch's computation: nothing, unless the model as it was is asked, too."""

@@ -106,6 +106,8 @@ class PriorSpec(StrictSpec):
     what the model before training predicts, so that at first there is nothing to change, and later what has drifted
     comes back, whatever the pictures show. `empty_caption_rate` of their captions is left out, the run's own share
     unless given: with `model`, what is drawn without a caption, from which guidance leads away, is guarded, too.
+    `text_weight`, times `weight`, is that of how far text encoders that learn have moved from what they made of these
+    captions: the squared distance of their states and of the pooled embedding, each as a share of its square.
 
     Source: Ruiz et al. 2022, equation 2 (arXiv 2208.12242); Li and Hoiem 2016, section 3 (arXiv 1606.09282).
     """
@@ -116,10 +118,14 @@ class PriorSpec(StrictSpec):
     weight: NonNegativeFloat = 1.0
     target: Literal["picture", "model"] = "picture"
     empty_caption_rate: Fraction | None = None
+    text_weight: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
+        if self.text_weight and self.target != "model":
+            said = '0 without data.prior.target = "model"'
+            raise InvalidValue("data.prior.text_weight", self.text_weight, said, "remove it, or let the model answer")
         if self.caption is None:
             if self.folder is None:
                 raise InvalidValue("data.prior.caption", None, "a text, or a folder with captions", "give one")

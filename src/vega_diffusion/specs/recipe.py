@@ -270,6 +270,10 @@ class TrainRecipe(StrictSpec):
             if self.micro_batch_size % turns:
                 whole = f"a multiple of {turns} with data.prior, whose samples come in turn with the run's own"
                 raise InvalidValue("micro_batch_size", self.micro_batch_size, whole, "change it")
+            weights = [prior.text_weight for prior in self.data.prior if prior.text_weight]
+            if weights and not any(name.startswith("text_encoder") for name in self.model.train):
+                said = "0 where no text encoder learns"
+                raise InvalidValue("data.prior.text_weight", weights[0], said, "remove it, or let one learn")
             guarded = any(prior.target == "model" for prior in self.data.prior)
             if guarded and self.objective.kind != "denoising":
                 raise InvalidValue("data.prior.target", "model", "picture beside a distillation", "change it")

@@ -247,7 +247,8 @@ def model_before(recipe: TrainRecipe, spec: ModelSpec, trained: Mapping[str, nn.
     asked = (False, *(prior.target == "model" for prior in priors))
     if not any(asked):
         return None
-    return ModelBefore(trained, recipe.model.lora is not None, spec.schedule.prediction_type, asked)
+    texts = (0.0, *(prior.text_weight for prior in priors))
+    return ModelBefore(trained, recipe.model.lora is not None, spec.schedule.prediction_type, asked, texts)
 
 
 def _hold(module: nn.Module, recipe: TrainRecipe) -> None:
