@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_jobs_are_recipes_that_two_processes_can_share():
-    assert [job.name for job in JOBS] == ["style-lora", "style-full", "subject-lora", "subject-alone"]
+    assert [job.name for job in JOBS] == ["neon-lora", "neon-full", "sketch-full", "subject-lora", "subject-alone"]
     for job in JOBS:
         recipe = TrainRecipe.read(ROOT / job.recipe, job.changes)
         assert isinstance(recipe.data, ImageLatentsSpec)
@@ -29,10 +29,11 @@ def test_jobs_are_recipes_that_two_processes_can_share():
 
 
 def test_prompts_ask_for_what_was_learnt_and_cover_all_kinds():
-    style, _, subject, _ = (new_prompts(job) for job in JOBS)
+    style, _, sketch, subject, _ = (new_prompts(job) for job in JOBS)
     assert len(style) == 60
     assert len({kind for _, kind in style}) == 6
     assert all(text.endswith(", neon style") for text, _ in style)
+    assert [text.replace("sketch", "neon") for text, _ in sketch] == [text for text, _ in style]
     assert [text.replace("sks ", "") for text, _ in subject] == [text for text, _ in class_prompts()]
     assert all("a sks cat" in text for text, _ in subject)
     assert "a cat on an orange background" in [text for text, _ in class_prompts()]

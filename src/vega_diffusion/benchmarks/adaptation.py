@@ -55,19 +55,21 @@ _MIX = ("--mix", "recipes/vega-mini-binding-cpu.toml")  # what the model itself 
 _PLAIN = ("data.prior.folder", "plain", ("--count", "1536", "--seed", "33", *_MIX))
 _PLAIN_TOO = ("data.prior.1.folder", *_PLAIN[1:])
 _CAT = ("data.folder", "cat", ("--count", "5", "--seed", "34", "--subject", SUBJECT))
+_NEON = ("data.folder", "neon", ("--count", "512", "--seed", "31", "--filter", "neon", *_MIX))
+_SKETCH = ("data.folder", "sketch", ("--count", "512", "--seed", "32", "--filter", "sketch", *_MIX))
+_FULL = "recipes/vega-mini-style-full-cpu.toml"
+# Lines on white ground instead of everything that a prompt's ground and colours ask for: learnt by higher rates alone.
+_HARDER = (
+    "data.prior.weight=4",
+    "objective.min_snr_gamma=1",
+    "optimizer.lr=1.5e-4",
+    "optimizer.lr_factors.text_encoder=8",
+    "optimizer.lr_factors.text_encoder_2=8",
+)
 JOBS = (
-    Job(
-        "style-lora",
-        "recipes/vega-mini-style-lora-cpu.toml",
-        (("data.folder", "neon", ("--count", "512", "--seed", "31", "--filter", "neon", *_MIX)), _PLAIN),
-        style="neon",
-    ),
-    Job(
-        "style-full",
-        "recipes/vega-mini-style-full-cpu.toml",
-        (("data.folder", "sketch", ("--count", "512", "--seed", "32", "--filter", "sketch", *_MIX)), _PLAIN),
-        style="sketch",
-    ),
+    Job("neon-lora", "recipes/vega-mini-style-lora-cpu.toml", (_NEON, _PLAIN), style="neon"),
+    Job("neon-full", _FULL, (_NEON, _PLAIN), style="neon"),
+    Job("sketch-full", _FULL, (_SKETCH, _PLAIN), _HARDER, style="sketch"),
     Job("subject-lora", "recipes/vega-mini-subject-lora-cpu.toml", (_CAT, _PLAIN_TOO), subject=True),
     Job(
         "subject-alone",

@@ -46,6 +46,7 @@ from vega_diffusion.training.components import (
     warm_start,
     with_own_autoencoder,
 )
+from vega_diffusion.training.denormals import flushed_denormals
 from vega_diffusion.training.encoders import load_tokenizers
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
 from vega_diffusion.training.run_directory import RunDirectory, vega_home
@@ -83,6 +84,7 @@ class RunParts:
     before: ModelBefore | None = None
 
 
+@flushed_denormals()
 def run_recipe(
     recipe: TrainRecipe,
     directory: RunDirectory,
