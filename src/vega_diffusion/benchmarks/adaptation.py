@@ -194,7 +194,7 @@ def _trained(job: Job, processes: int) -> float:
     run = f"adaptation-{job.name}"
     recipe = TrainRecipe.read(Path(job.recipe), changes)
     told = _home() / f"{run}.seconds"
-    if not RunDirectory(run).is_done(recipe.steps):
+    if not RunDirectory(run).is_done(recipe):
         started = time.monotonic()
         before = float(told.read_text()) if told.exists() else 0.0
         options = [part for change in changes for part in ("--set", change)]

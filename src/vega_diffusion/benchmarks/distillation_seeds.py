@@ -49,10 +49,10 @@ def measure(
     from vega_diffusion.training.run_directory import RunDirectory
 
     spec = ExperimentSpec.read(experiment).with_changes(changes)
-    runs = {
-        one.name: run_name(experiment.stem, "matrix", one.name, spec.matrix.seeds[0]) for one in spec.configurations
-    }
-    if not all(RunDirectory(run).is_done(spec.matrix.steps) for run in runs.values()):
+    seed = spec.matrix.seeds[0]
+    runs = {one.name: run_name(experiment.stem, "matrix", one.name, seed) for one in spec.configurations}
+    recipes = {run: spec.recipe_of(spec.named(name), "matrix", seed) for name, run in runs.items()}
+    if not all(RunDirectory(run).is_done(recipe) for run, recipe in recipes.items()):
         raise MissingFile("distillation-matrix: not finished; run it first, it names the finalists")
     losses = held_out(spec, {name: f"run:{run}" for name, run in runs.items()})
     chosen = tuple(spec.named(name) for name in spec.finalists(losses))

@@ -85,7 +85,7 @@ def run_phase(
     def finished(one: tuple[ConfigurationSpec, int]) -> RunOutcome:
         configuration, seed = one
         run = run_name(name, phase, configuration.name, seed)
-        if not RunDirectory(run).is_done(experiment.recipe_of(configuration, phase, seed).steps):
+        if not RunDirectory(run).is_done(experiment.recipe_of(configuration, phase, seed)):
             say(f"training {run}")
             _train(experiment, configuration, phase, seed, run, processes)
         return RunOutcome(configuration.name, seed, run, _rate(RunDirectory(run)))

@@ -81,7 +81,7 @@ def _ahead(chain: list[tuple[str, TrainRecipe]]) -> list[int]:
     """Return the numbers of the stages that are not done; the last one always is run, to say how it stands."""
     from vega_diffusion.training.run_directory import RunDirectory
 
-    done = [RunDirectory(name).is_done(recipe.steps) for name, recipe in chain[:-1]]
+    done = [RunDirectory(name).is_done(recipe) for name, recipe in chain[:-1]]
     return [number for number, finished in enumerate([*done, False]) if not finished]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 from vega_diffusion.models.home import vega_home
 from vega_diffusion.specs.lora import LORA_FILE
+from vega_diffusion.specs.recipe import TrainRecipe
 
 
 class RunDirectory:
@@ -64,9 +65,21 @@ class RunDirectory:
             where = "set VEGA_HOME to a folder" if self.path.is_relative_to(vega_home()) else "name another folder"
             raise MissingFile(f"{self.path}: cannot be made ({error.strerror}); {where}") from error
 
-    def is_done(self, steps: int) -> bool:
-        """Whether the run has published weights and a state of its last step."""
-        return (self.states / f"step-{steps:08d}").is_dir() and self.ema.is_dir()
+    def is_done(self, recipe: TrainRecipe) -> bool:
+        """Whether the run has published weights and a state of the recipe's last step.
+
+        Raises:
+            VegaError: It has, and they are of another recipe.
+        """
+        if not ((self.states / f"step-{recipe.steps:08d}").is_dir() and self.ema.is_dir()):
+            return False
+        changed = recipe.changed_keys(TrainRecipe.from_json(self.recipe.read_text(encoding="utf-8")).identity())
+        if changed:
+            raise VegaError(
+                f"run {self.name}: was trained by another recipe ({', '.join(changed)}); go back to its values, or "
+                f"move {self.path} away"
+            )
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:
