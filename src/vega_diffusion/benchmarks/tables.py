@@ -21,7 +21,8 @@ def bars_table(results: Sequence[Result]) -> str:
             continue
         hardware = of_machine[0].hardware
         known = f" ({hardware.instructions})" if hardware.instructions else ""
-        title = hardware.accelerator or f"{hardware.cores} cores of {hardware.processor}{known}"
+        cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+        title = hardware.accelerator or f"{cores} of {hardware.processor}{known}"
         parts += [f"**{title}**, {hardware.memory_gib:.0f} GiB of memory", ""]
         parts += ["| what | measured | goal | met | command |", "|---|---|---|---|---|"]
         parts += [row(bar, result) for result in of_machine for bar in result.measurement.bars]
