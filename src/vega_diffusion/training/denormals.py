@@ -1,8 +1,8 @@
 """Numbers too small to be held at full precision, taken as zeros while a run computes.
 
-A caption of ten words fills a few of 77 places; the gradients of the others' keys and values are full of numbers below
-1.2e-38, and a processor multiplies those some twenty times slower (`docs/log.md`). Beside any other term of a sum they
-are nothing.
+Some of the gradients of a text's keys and values are below 1.2e-38, likely where attention all but ignores a place,
+and a processor may need some twenty times as long for products that hold them (`docs/log.md`). Beside any other term
+of a sum they are nothing.
 """
 
 from __future__ import annotations
