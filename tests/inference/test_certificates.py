@@ -96,6 +96,16 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
         keep_certificate(MADE, tmp_path)
 
 
+def test_a_certificate_says_on_which_prompts_it_was_measured():
+    measured = {"following_change": 0.01, "following_low": -0.01, "following_high": 0.02}
+    for split in ("dev", "test"):
+        line = f"following    +1.0 points (-1.0 to +2.0), scenes-{split}"
+        assert line in str(MADE.model_copy(update={**measured, "following_split": split}))
+    written = MADE.to_json()
+    assert '"following_split": "dev"' in written or '"following_split":"dev"' in written
+    assert type(MADE).from_json(written.replace('"dev"', '"test"')).following_split == "test"
+
+
 def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     torch_alone = PROFILES["turbo"].model_copy(update={"routes": PROFILES["turbo"].routes[-1:]})  # converts nothing
     monkeypatch.setitem(PROFILES, "turbo", torch_alone)

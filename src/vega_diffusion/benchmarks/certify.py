@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vega_diffusion.benchmarks.protocol import summarise, time_interleaved
 from vega_diffusion.benchmarks.report import Bar, Measurement, describe_hardware, git
 from vega_diffusion.errors import InvalidValue
+from vega_diffusion.specs.certificate import Split
 from vega_diffusion.specs.profile import PROFILES, ProfileName
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def measure(
     repeats: int = 7,
     processes: int = 1,
     ruler: bool = True,
+    split: Split = "dev",
     into_model: bool = False,
 ) -> Measurement:
     """Certify a profile for a model's weights on this machine, beside `exact` with the same prompts and seeds.
@@ -44,6 +46,7 @@ def measure(
         repeats: Timed pairs of pictures.
         processes: That draw for the ruler.
         ruler: Measure prompt-following and Frechet distance, too; needs a model of the mini family and the extra eval.
+        split: Of the ruler's prompts: dev while a profile is being made, test once it stands (2,196 pictures by each).
         into_model: Keep the certificate in the model's folder, not in $VEGA_HOME.
     """
     import torch
@@ -62,7 +65,7 @@ def measure(
     timings = time_interleaved({name: _drawing(engine, name, texts) for name in ("exact", profile)}, repeats=repeats)
     ratios = [a.wall_s / b.wall_s for a, b in zip(timings["exact"], timings[profile], strict=True)]
     drift = measure_drift(engine, profile, texts)
-    judged = _judged(model, profile, processes) if ruler else {}
+    judged = _judged(model, profile, processes, split) if ruler else {}
     parts = engine.components
     asked = _request(texts[0], 0, profile).resolved(parts.spec.generation)
     in_use = engine.route_of(asked)
@@ -102,8 +105,8 @@ def measure(
         bars=tuple(_bars(certificate)),
         seeds=(SEED,),
         protocol=f"pairs of pictures in turn, one warm-up, {repeats} timed; drift over {len(texts)} prompts of "
-        "scenes-dev, one seed each; prompt-following on all of scenes-dev, paired; Frechet distance of those pictures "
-        "from 1,000 real scenes",
+        f"scenes-dev, one seed each; prompt-following on all of scenes-{split}, paired; Frechet distance of those "
+        "pictures from 1,000 real scenes",
     )
 
 
@@ -133,7 +136,7 @@ def measure_drift(engine: Engine, profile: ProfileName, texts: list[str]) -> dic
     return found
 
 
-def _judged(model: str, profile: ProfileName, processes: int) -> dict[str, float]:
+def _judged(model: str, profile: ProfileName, processes: int, split: Split) -> dict[str, float | str]:
     """Return how prompt-following and Frechet distance change, in the certificate's fields."""
     from vega_diffusion.evaluation.compare import compare
     from vega_diffusion.evaluation.evaluate import EvaluationRequest, evaluate
@@ -141,13 +144,14 @@ def _judged(model: str, profile: ProfileName, processes: int) -> dict[str, float
     from vega_diffusion.evaluation.workers import DrawSettings
 
     before, after = (
-        evaluate(EvaluationRequest(model, settings=DrawSettings(profile=name), processes=processes))
+        evaluate(EvaluationRequest(model, split=split, settings=DrawSettings(profile=name), processes=processes))
         for name in ("exact", profile)
     )
     overall = compare(before.result, after.result).overall
-    assert overall is not None, "scenes-dev has prompts of all kinds"
+    assert overall is not None, "both splits have prompts of all kinds"
     distances = [scene_frechet(one.folder) for one in (before, after)]
     return {
+        "following_split": split,
         "following_change": overall.difference,
         "following_low": overall.interval[0],
         "following_high": overall.interval[1],
@@ -162,7 +166,8 @@ def _bars(certificate: Certificate) -> list[Bar]:
     said = f"{name} ({certificate.backend} {certificate.precision})"
     if name in FOLLOWING and certificate.following_low is not None:
         low, limit = certificate.following_low, FOLLOWING[name]
-        bars.append(_bar(f"{said}: prompt-following, worst of its interval", low, limit))
+        where = f"prompt-following on scenes-{certificate.following_split}, worst of its interval"
+        bars.append(_bar(f"{said}: {where}", low, limit))
     if name == "balanced":
         bars.append(_bar(f"{said}: median latent cosine", certificate.latent_cosine_median, COSINE))
         if certificate.frechet_change is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.profile import Decoder, ProfileName
+
+Split = Literal["dev", "test"]
+"""Of the ruler's suite: which of its two lists of prompts."""
 
 
 class Certificate(Spec):
@@ -30,6 +35,7 @@ class Certificate(Spec):
         latent_cosine_min: The worst of them.
         psnr_db_median: Of the pictures.
         ssim_median: Of the pictures.
+        following_split: Of the ruler's prompts, on which prompt-following and Frechet distance were measured.
         following_change: Prompt-following less that of `exact`, a share; None where no checker reads the model's size.
         following_low: Lower end of its 95 % interval, paired by prompts.
         following_high: Upper end.
@@ -58,6 +64,7 @@ class Certificate(Spec):
     latent_cosine_min: float
     psnr_db_median: float
     ssim_median: float
+    following_split: Split = "dev"
     following_change: float | None = None
     following_low: float | None = None
     following_high: float | None = None
@@ -76,7 +83,7 @@ class Certificate(Spec):
         following = "not measured"
         if self.following_change is not None:
             low, high = 100 * (self.following_low or 0.0), 100 * (self.following_high or 0.0)
-            following = f"{100 * self.following_change:+.1f} points ({low:+.1f} to {high:+.1f})"
+            following = f"{100 * self.following_change:+.1f} points ({low:+.1f} to {high:+.1f}), scenes-{self.following_split}"
         frechet = "not measured" if self.frechet_change is None else f"{100 * self.frechet_change:+.1f} %"
         return "\n".join(
             [
