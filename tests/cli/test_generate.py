@@ -90,6 +90,7 @@ def test_every_flag_reaches_the_record(vega: Vega) -> None:
         "crop_top_left": (1, 2),
         "profile": "turbo",
         "guidance_interval": (0.0, 0.5),
+        "guidance_kept": 0.25,
         "reuse": 3,
         "decoder": "full",
     }

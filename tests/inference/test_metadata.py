@@ -41,6 +41,18 @@ def test_the_record_comes_back(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["it.png"]
 
 
+@pytest.mark.parametrize("interval", [(0.0, 0.8), None])
+def test_records_of_before_guidance_was_kept_keep_none(interval: tuple[float, float] | None) -> None:
+    update = {"profile": "balanced", "guidance_interval": interval, "guidance_kept": None}
+    record = RECORD.model_copy(update={"request": RECORD.request.model_copy(update=update)})
+    written = json.loads(record.to_json())
+    del written["request"]["guidance_kept"]
+    read = PictureRecord.from_json(json.dumps(written)).request
+    assert read.guidance_kept == (None if interval is None else 0.0)
+    if interval is not None:
+        assert read.resolved(GenerationDefaults()).guidance_kept == 0.0, "not what the profile says today"
+
+
 def test_other_programs_find_their_text() -> None:
     assert parameters_text(RECORD, "Euler a") == (
         "ein Käse,\nBREAK 猫\nNegative prompt: blurry\n"

@@ -24,11 +24,12 @@ from vega_diffusion.specs.request import GenerateRequest
 
 # Small: processors without bf16 instructions take their time over every product.
 SIZE: dict[str, Any] = {"width": 32, "height": 32}
+HALF: dict[str, Any] = {"guidance_interval": (0.0, 0.5), "guidance_kept": 0.5}
 MIXED = (
     GenerateRequest(prompt="a cat", num_steps=3, seed=1, guidance_scale=4.0, **SIZE),
     GenerateRequest(prompt="two red apples", num_steps=4, seed=2, guidance_scale=1.0, **SIZE),
     GenerateRequest(prompt="a dog in the snow", num_steps=2, seed=3, guidance_scale=7.5, sampler="euler_a", **SIZE),
-    GenerateRequest(prompt="a cat", num_steps=4, seed=4, guidance_scale=3.0, guidance_interval=(0.0, 0.5), **SIZE),
+    GenerateRequest(prompt="a cat", num_steps=4, seed=4, guidance_scale=3.0, **HALF, **SIZE),
     GenerateRequest(prompt="a fox", num_steps=3, seed=5, guidance_scale=3.0, reuse=2, num_images=2, **SIZE),
     GenerateRequest(prompt="a fox", num_steps=2, seed=6, guidance_scale=3.0, width=40, height=32),
 )

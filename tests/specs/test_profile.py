@@ -42,6 +42,8 @@ def test_a_definition_says_what_decides_a_picture_on_a_route():
         reuse=2,
         num_steps=4,
     )
+    kept = profile.model_copy(update={"guidance_kept": 0.5}).definition("torch", "own")
+    assert kept.startswith("guidance from 0 to 0.8 of the steps; 0.5 of it kept after them; deep layers")
     common = "guidance from 0 to 0.8 of the steps; deep layers every 2 steps from 0.2 on; steps 4"
     assert profile.definition("openvino", "bf16") == common
     assert profile.definition("openvino", "int8") == f"{common}; wide numbers from timestep 700 up"
@@ -61,7 +63,7 @@ def test_what_a_request_says_goes_before_its_profile():
     assert resolved.guidance_interval == (0.0, 1.0)
     silent = GenerateRequest(prompt="a cat", profile="realtime").resolved(DEFAULTS)
     assert (silent.num_steps, silent.decoder, silent.guidance_scale) == (4, "tiny", 1.0)
-    assert silent.guidance_interval is None  # nothing to guide
+    assert (silent.guidance_interval, silent.guidance_kept) == (None, None)  # nothing to guide
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
@@ -73,6 +75,20 @@ def test_an_interval_that_is_none_is_refused(interval: tuple[float, float]):
 def test_an_interval_without_guidance_is_refused():
     with pytest.raises(InvalidValue, match="guidance_interval.*guidance_scale above 1"):
         GenerateRequest(prompt="a cat", guidance_interval=(0.0, 0.5), guidance_scale=1.0).resolved(DEFAULTS)
+
+
+def test_guidance_is_kept_after_an_interval_alone():
+    kept = GenerateRequest(prompt="a cat", guidance_kept=0.5)
+    for unsuited in (kept.model_copy(update={"guidance_scale": 1.0}), kept):
+        with pytest.raises(InvalidValue, match=r"guidance_kept: 0\.5.*only with (a )?guidance_"):
+            unsuited.resolved(DEFAULTS)
+    ended = kept.model_copy(update={"guidance_interval": (0.0, 0.5)})
+    assert ended.resolved(DEFAULTS).guidance_kept == 0.5
+    balanced = GenerateRequest(prompt="a cat", profile="balanced")
+    assert balanced.resolved(DEFAULTS).guidance_kept == PROFILES["balanced"].guidance_kept == 0.7
+    whole = balanced.model_copy(update={"guidance_interval": (0.0, 1.0)}).resolved(DEFAULTS)
+    assert whole.guidance_kept == 0.0
+    assert whole.resolved(DEFAULTS) == whole
 
 
 def test_balanced_guides_the_first_four_fifths_and_turbo_keeps_deep_layers_every_other_step_after_the_first_fifth():

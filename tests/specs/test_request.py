@@ -48,6 +48,8 @@ def request(**fields: object) -> GenerateRequest:
         ({"original_size": [-1, 5]}, "original_size"),
         ({"original_size": [5]}, "original_size"),
         ({"steps": 5}, "steps.*known keys"),
+        ({"guidance_kept": 1.1}, "guidance_kept.*share, 0 to 1"),
+        ({"guidance_kept": "nan"}, "guidance_kept"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_it(fields: dict[str, object], names: str) -> None:
@@ -80,6 +82,7 @@ def test_nothing_given_takes_the_models_defaults() -> None:
         crop_top_left=(0, 0),
         profile="exact",
         guidance_interval=(0.0, 1.0),
+        guidance_kept=0.0,
         reuse=1,
         decoder="full",
     )
@@ -99,6 +102,7 @@ def test_what_is_given_wins_over_the_defaults() -> None:
         crop_top_left=(3, 4),
         profile="turbo",
         guidance_interval=(0.25, 0.75),
+        guidance_kept=0.4,
         reuse=3,
         decoder="tiny",
     )

@@ -60,6 +60,7 @@ def generate(
     lora: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE@WEIGHT"), tyro.conf.UseAppendAction] = (),
     profile: Annotated[str | None, text("exact|balanced|turbo|realtime", "exact")] = None,
     guidance_interval: Annotated[str | None, text("FROM,TO", "the profile's")] = None,
+    guidance_kept: Annotated[str | None, text("SHARE", "the profile's")] = None,
     reuse: Annotated[str | None, text("STEPS", "the profile's")] = None,
     decoder: Annotated[str | None, text("full|tiny", "the profile's")] = None,
     device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
@@ -92,6 +93,7 @@ def generate(
         lora: LoRA file of either layout, with a weight (1 unless given); give it again for several.
         profile: How to draw, from exactly to fast; flags here go before what it says.
         guidance_interval: Shares of the steps between which guidance acts, as 0,0.8.
+        guidance_kept: Share of what guidance last changed that acts after the interval, 0 to 1.
         reuse: Compute the U-Net's deep layers every so many steps only.
         decoder: The full autoencoder, or the model's tiny one.
         device: Where to run.
@@ -122,6 +124,7 @@ def generate(
         "loras": list(lora) or None,
         "profile": profile,
         "guidance_interval": _interval(guidance_interval),
+        "guidance_kept": guidance_kept,
         "reuse": reuse,
         "decoder": decoder,
     }

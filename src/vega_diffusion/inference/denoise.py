@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,17 +65,21 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: `uncond + scale (cond - uncond)`.
+    """Classifier-free guidance: `uncond + scale (cond - uncond)`, and `cond + kept (scale - 1) (cond - uncond)'`.
+
+    The second form, with the difference of the last step that knew it, is for steps that do not ask for `uncond`; with
+    `kept` 0 they are not guided.
 
     Source: Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv 2207.12598, equation 6 with scale = 1 + w.
     """
 
     scale: float
     negative: Conditioning | None
+    kept: float = 0.0
 
     def to(self, device: torch.device) -> Guidance:
         """Return the same guidance on a device."""
-        return Guidance(self.scale, None if self.negative is None else self.negative.to(device))
+        return replace(self, negative=None if self.negative is None else self.negative.to(device))
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class ImageRun:
         guided = self.guidance.negative is not None
         self.steps = self.plan or StepPlan.of(len(self.timesteps), (0.0, 1.0), 1, guided)
         self._deep: Tensor | None = None
+        self._difference: Tensor | None = None
         self._extra = _step_arguments(self.scheduler, self.generators)
         both = self.conditioning if self.guidance.negative is None else self.conditioning.after(self.guidance.negative)
         self._rows = {True: both, False: self.conditioning}
@@ -196,7 +201,11 @@ class ImageRun:
         t = self.timesteps[self.step]
         if self.steps.guided[self.step]:
             uncond, cond = prediction.chunk(2)
-            prediction = uncond + self.guidance.scale * (cond - uncond)
+            difference = cond - uncond
+            prediction = uncond + self.guidance.scale * difference
+            self._difference = difference if self.guidance.kept else None
+        elif self._difference is not None:
+            prediction = prediction + self.guidance.kept * (self.guidance.scale - 1) * self._difference
         if deep is not None:
             self._deep = deep
         dtype = self.latents.dtype

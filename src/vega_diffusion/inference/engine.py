@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -378,7 +378,8 @@ class Engine:
             if opened.parts is not None:
                 opened.parts.release_text()
         sizes = time_ids(request, self.components.dtype, self.components.device)
-        guidance = Guidance(request.guidance_scale, None if negative is None else as_conditioning(negative, sizes))
+        against = None if negative is None else as_conditioning(negative, sizes)
+        guidance = Guidance(request.guidance_scale, against, request.guidance_kept or 0.0)
         warnings = prompt.warnings + (() if negative is None else negative.warnings)
         return as_conditioning(prompt, sizes), guidance, warnings
 
@@ -419,7 +420,7 @@ class Engine:
             start = start.in_float32()  # what OpenVINO answers in
         rows = len(indices)
         if guidance.negative is not None:
-            guidance = Guidance(guidance.scale, guidance.negative.repeated(rows))
+            guidance = replace(guidance, negative=guidance.negative.repeated(rows))
         interval, reuse = request.guidance_interval or (0.0, 1.0), request.reuse or 1
         return ImageRun(
             scheduler,

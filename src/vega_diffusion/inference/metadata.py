@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.specs.base import Spec, as_vega_error
@@ -56,6 +56,15 @@ class PictureRecord(Spec):
     backend: str = "torch"
     precision: str | None = None
     decoder: Decoder = "full"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_was_kept_before(cls, data: Any) -> Any:
+        """Records of before guidance could be kept say nothing of it: today's profile must not decide for them."""
+        request = data.get("request") if isinstance(data, dict) else None
+        if isinstance(request, dict) and request.get("guidance_interval") and "guidance_kept" not in request:
+            return {**data, "request": {**request, "guidance_kept": 0.0}}
+        return data
 
 
 def parameters_text(record: PictureRecord, sampler_name: str) -> str:

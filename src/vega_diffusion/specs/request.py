@@ -65,6 +65,8 @@ class GenerateRequest(Spec):
             given. Several add up; with none, or weights of 0, the model is as it was, bit for bit.
         profile: How to draw, one of `specs/profile.py`; what is said below and above goes before it. None: `exact`.
         guidance_interval: Shares of the steps between which guidance acts, as (0, 0.8).
+        guidance_kept: Share, 0 to 1, of what guidance last changed of a prediction that is added after the interval: no
+            second row is asked about, and the picture stays nearer to that of guidance at every step.
         reuse: Deep layers of the U-Net are computed every so many steps and kept in between.
         decoder: `full`, or the model's `tiny` autoencoder.
     """
@@ -88,6 +90,7 @@ class GenerateRequest(Spec):
     loras: tuple[str, ...] = ()
     profile: ProfileName | None = None
     guidance_interval: tuple[float, float] | None = None
+    guidance_kept: float | None = None
     reuse: int | None = None
     decoder: Decoder | None = None
 
@@ -117,6 +120,8 @@ class GenerateRequest(Spec):
         _check_range("reuse", self.reuse, 1, MAX_STEPS)
         if self.guidance_interval is not None:
             check_interval("guidance_interval", self.guidance_interval)
+        if self.guidance_kept is not None and not 0 <= self.guidance_kept <= 1:
+            raise InvalidValue("guidance_kept", self.guidance_kept, "a share, 0 to 1", "0 adds nothing")
         for field in ("width", "height"):
             _check_size(field, getattr(self, field))
         for field in ("original_size", "crop_top_left"):
@@ -153,9 +158,10 @@ class GenerateRequest(Spec):
             raise _negative_without_guidance(negative_prompt)
         if guidance_scale > 1 and self.default_negative:
             negative_prompt = _first(negative_prompt, defaults.negative_prompt)
-        if guidance_scale <= 1 and self.guidance_interval is not None:
-            allowed = "only with guidance_scale above 1"
-            raise InvalidValue("guidance_interval", self.guidance_interval, allowed, "raise it or drop this")
+        for field in ("guidance_interval", "guidance_kept"):
+            if guidance_scale <= 1 and getattr(self, field) is not None:
+                allowed = "only with guidance_scale above 1"
+                raise InvalidValue(field, getattr(self, field), allowed, "raise it or drop this")
         num_steps = _first(self.num_steps, _first(profile.num_steps, defaults.num_steps))
         strength = self.strength
         if self.init_image is not None:
@@ -165,6 +171,7 @@ class GenerateRequest(Spec):
                 raise InvalidValue("strength", strength, allowed, "raise strength or num_steps")
         width, height = self._size(defaults, init_size)
         interval = _first(self.guidance_interval, profile.guidance_interval) if guidance_scale > 1 else None
+        kept = None if interval is None else self._kept(interval, profile)
         return self.model_copy(
             update={
                 "guidance_scale": guidance_scale,
@@ -180,10 +187,20 @@ class GenerateRequest(Spec):
                 "crop_top_left": self.crop_top_left or (0, 0),
                 "profile": profile.name,
                 "guidance_interval": interval,
+                "guidance_kept": kept,
                 "reuse": _first(self.reuse, profile.reuse),
                 "decoder": _first(self.decoder, profile.decoder),
             }
         )
+
+    def _kept(self, interval: tuple[float, float], profile: ProfileSpec) -> float:
+        """Return the share of guidance that acts after an interval: none where it lasts to the end."""
+        if interval[1] < 1:
+            return _first(self.guidance_kept, profile.guidance_kept)
+        if self.guidance_kept:
+            allowed = "only with a guidance_interval that ends before 1"
+            raise InvalidValue("guidance_kept", self.guidance_kept, allowed, "end it sooner, as at 0.8, or drop this")
+        return 0.0
 
     def _size(self, defaults: GenerationDefaults, init_size: tuple[int, int] | None) -> tuple[int, int]:
         """Return (width, height): the request's, else the initial picture's, else the model's."""

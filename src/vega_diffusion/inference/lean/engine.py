@@ -197,7 +197,8 @@ class LeanEngine:
         sizes = self._time_ids(request)
         answers: list[Array] = []
         noise: list[Array] = []
-        x_t, deep = start, None
+        x_t, deep, difference = start, None, None
+        scale, kept = request.guidance_scale, request.guidance_kept or 0.0
         for step, (guided, is_deep) in enumerate(zip(plan.guided, plan.deep, strict=True)):
             rows = [negative, prompt] if guided and negative is not None else [prompt]
             asked = {
@@ -215,7 +216,10 @@ class LeanEngine:
                 (prediction,) = self._networks.unet.run("shallow", asked | {"deep": deep})
             if len(rows) == 2:
                 uncond, cond = prediction[:1], prediction[1:]
-                prediction = uncond + numpy.float32(request.guidance_scale) * (cond - uncond)
+                difference = cond - uncond
+                prediction = uncond + numpy.float32(scale) * difference
+            elif difference is not None and kept:
+                prediction = prediction + numpy.float32(kept * (scale - 1)) * difference
             answers.append(prediction)
             noise += [generator.normal(shape) for _ in range(int(table.num_draws[step]) - len(noise))]
             x_t = table.state(step, start, answers, noise)
