@@ -24,7 +24,7 @@ SCHEDULE = {
 
 
 class SaysItsText:
-    """A denoiser whose prediction is a share of its input and the mean of its text: text makes a constant difference."""
+    """A denoiser that predicts a share of its input and the mean of its text: texts make a constant difference."""
 
     in_use = InUse("torch", "fp32", False, ("cpu",))
 
@@ -40,6 +40,9 @@ class SaysItsText:
 
     def shallow(self, question: Question, deep: Tensor) -> Tensor:
         raise AssertionError("no step is shallow")
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def text(value: float) -> Conditioning:

@@ -83,7 +83,9 @@ class Certificate(Spec):
         following = "not measured"
         if self.following_change is not None:
             low, high = 100 * (self.following_low or 0.0), 100 * (self.following_high or 0.0)
-            following = f"{100 * self.following_change:+.1f} points ({low:+.1f} to {high:+.1f}), scenes-{self.following_split}"
+            following = (
+                f"{100 * self.following_change:+.1f} points ({low:+.1f} to {high:+.1f}), scenes-{self.following_split}"
+            )
         frechet = "not measured" if self.frechet_change is None else f"{100 * self.frechet_change:+.1f} %"
         return "\n".join(
             [

@@ -16,7 +16,7 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import GenerationDefaults
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.lora import WeightedLora
-from vega_diffusion.specs.profile import PROFILES, Decoder, ProfileName, check_interval
+from vega_diffusion.specs.profile import PROFILES, Decoder, ProfileName, ProfileSpec, check_interval
 
 SAMPLERS: tuple[str, ...] = (
     "euler",
