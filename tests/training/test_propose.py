@@ -14,7 +14,8 @@ from vega_diffusion.models.detect import load_spec
 from vega_diffusion.specs.known_maps import read_map
 from vega_diffusion.specs.lora import LORA_FILE
 from vega_diffusion.training import propose
-from vega_diffusion.training.propose import Budget
+from vega_diffusion.training.proposal_figure import labels
+from vega_diffusion.training.propose import Budget, Candidate
 
 
 @pytest.fixture
@@ -115,3 +116,13 @@ def test_what_is_wrong_is_one_line(recipe: Path, tmp_path: Path, capsys: pytest.
         with pytest.raises(InvalidValue, match="--budget"):
             Budget.parse(text)
     assert Budget.parse("macs=1e9") == Budget("macs", 1e9)
+
+
+def test_labels_that_would_cover_each_other_become_one():
+    def candidate(name: str, prior: float, loss: float) -> Candidate:
+        return Candidate(name, f"maps/{name}.toml", "scores", prior, 1, loss, loss)
+
+    near = [candidate("a", 0.0, 1.0), candidate("b", 0.02, 1.02), candidate("c", 0.0, 1.5), candidate("d", 1.0, 2.0)]
+    assert list(labels(near).values()) == [["a", "b"], ["c"], ["d"]]
+    assert labels(near[:1]) == {(0.0, 1.0): ["a"]}
+    assert list(labels([candidate("a", 0.5, 1.0), candidate("b", 0.5, 1.0)]).values()) == [["a", "b"]]

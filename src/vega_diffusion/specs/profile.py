@@ -84,8 +84,8 @@ class ProfileSpec(Spec):
         num_steps: None leaves it to the model.
 
     Source: guidance in an interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724); an unconditional branch told from an
-    earlier one: Lv et al. 2024, FasterCache (arXiv 2410.19355), here the difference itself, shrunk; reuse: Ma et al. 2023, DeepCache,
-    section 3.3 (arXiv 2312.00858).
+    earlier one: Lv et al. 2024, FasterCache (arXiv 2410.19355), here the difference itself, shrunk; reuse: Ma et al.
+    2023, DeepCache, section 3.3 (arXiv 2312.00858).
     """
 
     name: ProfileName

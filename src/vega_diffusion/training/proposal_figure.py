@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vega_diffusion.errors import Unavailable
 from vega_diffusion.training.propose import Candidate, Proposal, loss_of
+
+_TOGETHER = 0.03
+"""Share of an axis within which two labels would cover each other."""
 
 _INK, _SCORES, _RULES, _TEACHER = "#1d2330", "#2f6fdb", "#d1603d", "#6a7383"
 
@@ -41,7 +45,8 @@ def draw_proposal(proposal: Proposal, path: Path) -> None:
         place = (candidate.unet_parameters / 1e6, loss_of(candidate))
         left.plot(candidate.prior, loss_of(candidate), "o", color=_colour(candidate))
         right.plot(*place, "o", color=_colour(candidate))
-        left.annotate(candidate.name, (candidate.prior, loss_of(candidate)), xytext=(5, 4), textcoords="offset points")
+    for (prior, loss), names in labels(proposal.candidates).items():
+        left.annotate(", ".join(names), (prior, loss), xytext=(5, 6), textcoords="offset points")
     front = [one for one in proposal.candidates if one.name in proposal.pareto]
     front.sort(key=lambda one: one.unet_parameters)
     right.plot([one.unet_parameters / 1e6 for one in front], [loss_of(one) for one in front], color=_INK, linewidth=1)
@@ -52,6 +57,21 @@ def draw_proposal(proposal: Proposal, path: Path) -> None:
     left.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def labels(candidates: Sequence[Candidate]) -> dict[tuple[float, float], list[str]]:
+    """Return what to write beside the points (prior, loss): those that lie as good as upon each other share a label."""
+    points = {one.name: (one.prior, loss_of(one)) for one in candidates}
+    spans = [max(values) - min(values) for values in zip(*points.values(), strict=True)]
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, point in points.items():
+        near = (
+            place
+            for place in found
+            if all(abs(a - b) <= _TOGETHER * span for a, b, span in zip(place, point, spans, strict=True))
+        )
+        found.setdefault(next(near, point), []).append(name)
+    return found
 
 
 def _colour(candidate: Candidate) -> str:
