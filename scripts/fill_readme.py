@@ -13,7 +13,7 @@ from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_expe
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.report import read_results
 from vega_diffusion.benchmarks.tables import bars_table, between, fill
-from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
+from vega_diffusion.evaluation.ledger import LEDGER, newest_of_models, read_ledger
 from vega_diffusion.evaluation.report import ledger_table
 from vega_diffusion.models.find import EMBEDDED, TEACHERS
 from vega_diffusion.specs.experiment import ExperimentSpec
@@ -43,8 +43,7 @@ def main() -> int:
     filled = between(filled, GRID_BEGIN, GRID_END, grid)
     filled = between(filled, SIZES_BEGIN, SIZES_END, _draw_sizes(results))
     tests = read_ledger(ROOT / LEDGER)
-    # Of each model that is kept here its last line only; others were drawn for a comparison.
-    newest = {line["model"]: line for line in tests if line["model"] in (*EMBEDDED, *TEACHERS)}
+    newest = newest_of_models(tests, (*EMBEDDED, *TEACHERS))
     scores = "\n".join(ledger_table(line) for line in newest.values())
     filled = between(filled, SCORES_BEGIN, SCORES_END, scores)
     if filled != text:

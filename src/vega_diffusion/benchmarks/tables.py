@@ -6,6 +6,7 @@ What lives here: text from results. What does not: measuring, and any number wri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor, log10
 
 from vega_diffusion.benchmarks.report import Bar, Result
 
@@ -41,10 +42,12 @@ def row(bar: Bar, result: Result) -> str:
 
 
 def number(value: float) -> str:
-    """Return a value with three significant digits, and without an exponent."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    """Return a value with three significant digits but at most four decimals, and without an exponent."""
+    size = abs(value)
+    digits = 2 - floor(log10(size)) if size > 0 else 0
+    text = f"{value:.{min(max(digits, 0), 4)}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def fill(text: str, results: Sequence[Result]) -> str:

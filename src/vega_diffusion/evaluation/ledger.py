@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except ValueError as error:
         raise VegaError(f"{path}: a line is no JSON ({error}); take it from the repository again") from error
+
+
+def newest_of_models(lines: Iterable[dict[str, Any]], models: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return each model's last line, as it draws by itself: faster profiles are what certificates tell of.
+
+    Args:
+        lines: The ledger's, the oldest first.
+        models: Whose; others were drawn for a comparison.
+    """
+    kept = [line for line in lines if line["settings"].get("profile", "exact") == "exact"]
+    return {line["model"]: line for line in kept if line["model"] in models}
 
 
 def _scores(scores: Scores) -> dict[str, object]:
