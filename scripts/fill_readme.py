@@ -1,4 +1,4 @@
-"""Fills README's tables and grid, and those of docs/distillation.md and docs/adapting.md, from result files and ledger.
+"""Fills README's tables and grid, and those of docs, from result files and ledger.
 
 `make docs` runs it; tests hold README together with the files.
 """
@@ -11,8 +11,11 @@ from pathlib import Path
 
 from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
-from vega_diffusion.benchmarks.report import read_results
-from vega_diffusion.benchmarks.tables import bars_table, between, fill
+from vega_diffusion.benchmarks.headlines import BEGIN as HEADLINES_BEGIN
+from vega_diffusion.benchmarks.headlines import END as HEADLINES_END
+from vega_diffusion.benchmarks.headlines import headlines_table
+from vega_diffusion.benchmarks.report import Result, read_results
+from vega_diffusion.benchmarks.tables import BEGIN, END, bars_table, between
 from vega_diffusion.evaluation.ledger import LEDGER, newest_of_models, read_ledger
 from vega_diffusion.evaluation.report import ledger_table
 from vega_diffusion.models.find import EMBEDDED, TEACHERS
@@ -34,29 +37,38 @@ Fixed prompts, seed 0 for all, none chosen by eye (`scripts/draw_grid.py`).
 
 
 def main() -> int:
-    """Rewrite README.md in place where a figure changed."""
-    readme = ROOT / "README.md"
-    results = ROOT / "benchmarks" / "results"
-    text = readme.read_text()
-    filled = fill(text, read_results(results) if results.is_dir() else [])
+    """Rewrite the pages in place where a figure changed."""
+    folder = ROOT / "benchmarks" / "results"
+    results = read_results(folder) if folder.is_dir() else []
     grid = GRID if (ROOT / "docs" / "images" / "grid.png").exists() else ""
-    filled = between(filled, GRID_BEGIN, GRID_END, grid)
-    filled = between(filled, SIZES_BEGIN, SIZES_END, _draw_sizes(results))
-    tests = read_ledger(ROOT / LEDGER)
-    newest = newest_of_models(tests, (*EMBEDDED, *TEACHERS))
-    scores = "\n".join(ledger_table(line) for line in newest.values())
-    filled = between(filled, SCORES_BEGIN, SCORES_END, scores)
-    if filled != text:
-        readme.write_text(filled)
-        print("README.md: tables filled again")
-    _fill_experiment(results)
-    _fill_adapting(results)
+    newest = newest_of_models(read_ledger(ROOT / LEDGER), (*EMBEDDED, *TEACHERS))
+    _fill_page(
+        "README.md",
+        (GRID_BEGIN, GRID_END, grid),
+        (SIZES_BEGIN, SIZES_END, _draw_sizes(results)),
+        (SCORES_BEGIN, SCORES_END, "\n".join(ledger_table(line) for line in newest.values())),
+        (HEADLINES_BEGIN, HEADLINES_END, headlines_table(results)),
+    )
+    _fill_page("docs/measurements.md", (BEGIN, END, bars_table(results)))
+    adapting = [one for one in results if one.case in ADAPTING_CASES]
+    _fill_page("docs/adapting.md", (ADAPTING_BEGIN, ADAPTING_END, bars_table(adapting)))
+    _fill_page("docs/distillation.md", (EXPERIMENT_BEGIN, EXPERIMENT_END, _draw_experiment(results)))
     return 0
 
 
-def _draw_sizes(folder: Path) -> str:
+def _fill_page(name: str, *parts: tuple[str, str, str]) -> None:
+    """Replace what stands between pairs of markers on a page."""
+    page = ROOT / name
+    text = filled = page.read_text()
+    for begin, end, content in parts:
+        filled = between(filled, begin, end, content)
+    if filled != text:
+        page.write_text(filled)
+        print(f"{name}: filled again")
+
+
+def _draw_sizes(results: list[Result]) -> str:
     """Draw the figures of sizes and speeds, and return what shows them."""
-    results = read_results(folder) if folder.is_dir() else []
     shown = ""
     sizes = [one for one in results if one.case == "parameters"]
     if sizes:
@@ -74,29 +86,15 @@ def _draw_sizes(folder: Path) -> str:
     return shown
 
 
-def _fill_adapting(folder: Path) -> None:
-    page = ROOT / "docs" / "adapting.md"
-    text = page.read_text()
-    results = [one for one in read_results(folder) if one.case in ADAPTING_CASES] if folder.is_dir() else []
-    filled = between(text, ADAPTING_BEGIN, ADAPTING_END, bars_table(results) + "\n" if results else "")
-    if filled != text:
-        page.write_text(filled)
-        print("docs/adapting.md: table filled again")
-
-
-def _fill_experiment(folder: Path) -> None:
+def _draw_experiment(results: list[Result]) -> str:
+    """Draw the figure of the distillation experiment, and return what shows it and its tables."""
     spec = ExperimentSpec.read(ROOT / EXPERIMENT)
-    results = [one for one in read_results(folder) if one.case in (MATRIX, SEEDS)] if folder.is_dir() else []
-    page = ROOT / "docs" / "distillation.md"
-    text = page.read_text()
-    tables = experiment_tables(spec, results)
-    if tables:
-        draw_experiment(spec, results, ROOT / "docs" / FIGURE)
-        tables = f"![Losses and scores of all configurations]({FIGURE})\n\n{tables}\n"
-    filled = between(text, EXPERIMENT_BEGIN, EXPERIMENT_END, tables)
-    if filled != text:
-        page.write_text(filled)
-        print("docs/distillation.md: tables filled again")
+    of_experiment = [one for one in results if one.case in (MATRIX, SEEDS)]
+    tables = experiment_tables(spec, of_experiment)
+    if not tables:
+        return ""
+    draw_experiment(spec, of_experiment, ROOT / "docs" / FIGURE)
+    return f"![Losses and scores of all configurations]({FIGURE})\n\n{tables}\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Result files and README's table: one schema, nothing written by hand, nothing claimed without a file."""
+"""Result files and the tables made of them: one schema, nothing written by hand, nothing claimed without a file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from vega_diffusion.benchmarks.__main__ import CASES, main
+from vega_diffusion.benchmarks.headlines import BEGIN as HEADLINES_BEGIN
+from vega_diffusion.benchmarks.headlines import END as HEADLINES_END
+from vega_diffusion.benchmarks.headlines import HEADLINES, Headline, headlines_table
 from vega_diffusion.benchmarks.report import Bar, Measurement, Result, make_result, read_results, write_result
-from vega_diffusion.benchmarks.tables import BEGIN, END, bars_table, fill, number
+from vega_diffusion.benchmarks.tables import BEGIN, END, bars_table, between, machine_title, number
 from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.evaluation.ledger import LEDGER, read_ledger
 from vega_diffusion.evaluation.report import ledger_table
@@ -100,24 +103,40 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 def test_the_table_marks_a_missed_goal_and_replaces_only_what_is_between_the_markers() -> None:
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    filled = fill(text, [example(0.7)])
+    filled = between(text, BEGIN, END, bars_table([example(0.7)]))
     assert "| a thing | 0.7 s | <= 0.6 s | **no** | `python -m x thing` |" in filled
     assert "old" not in filled
     assert filled.startswith("before\n")
-    assert filled.endswith("after\n")
-    assert fill(filled, [example(0.7)]) == filled
+    assert filled.endswith(f"{END}\nafter\n")
+    assert between(filled, BEGIN, END, bars_table([example(0.7)])) == filled
 
 
 def test_without_results_there_is_no_table() -> None:
-    assert bars_table([]) == ""
+    assert bars_table([]) == headlines_table([]) == ""
     with pytest.raises(ValueError, match="markers"):
-        fill("no markers", [])
+        between("no markers", BEGIN, END, "")
 
 
-def test_readme_holds_exactly_what_the_result_files_give() -> None:
-    readme = (ROOT / "README.md").read_text()
-    results = ROOT / "benchmarks" / "results"
-    assert fill(readme, read_results(results) if results.is_dir() else []) == readme
+def test_a_headline_is_of_the_newest_result_and_says_which_machine_gave_it() -> None:
+    old, new = example(0.7), example(0.25)
+    old = old.model_copy(update={"finished": "2001-01-01T00:00:00+00:00"})
+    lines = headlines_table([new, old], [Headline("how long", "thing", "median_s", "ms", 1000)]).splitlines()
+    assert lines[2:] == [f"| how long | 250 ms | {machine_title(new.hardware)} |"]
+    ratio = Headline("a share", "thing", "median_s", "%", 100, of="median_s")
+    assert "| a share | 100 % |" in headlines_table([old, new], [ratio])
+    assert headlines_table([new], [Headline("another case", "other", "median_s", "s")]) == ""
+    with pytest.raises(ValueError, match="no number called 'gone'"):
+        headlines_table([new], [Headline("x", "thing", "gone", "s")])
+
+
+def test_pages_hold_exactly_what_the_result_files_give() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    results = read_results(folder) if folder.is_dir() else []
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/measurements.md"))
+    assert between(page, BEGIN, END, bars_table(results)) == page
+    assert between(readme, HEADLINES_BEGIN, HEADLINES_END, headlines_table(results)) == readme
+    cases = {result.case for result in results}
+    assert {one.case for one in HEADLINES} <= cases, "a headline without a result file has no line"
 
 
 def test_readme_quotes_the_last_line_of_each_model_that_is_kept_here_and_no_other() -> None:

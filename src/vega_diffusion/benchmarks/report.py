@@ -1,7 +1,7 @@
 """What a measurement leaves behind: one schema, one file a case and hardware, one JSON line on stdout.
 
 What lives here: the result's schema, the description of the machine and of the code, writing and reading result files.
-What does not: measuring (`protocol` and the cases), README's tables (`tables`).
+What does not: measuring (`protocol` and the cases), tables of results (`tables`, `headlines`).
 """
 
 from __future__ import annotations

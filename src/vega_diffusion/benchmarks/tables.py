@@ -1,4 +1,4 @@
-"""README's table of figures, made from result files and from nothing else.
+"""The table of every goal in docs/measurements.md, made from result files and from nothing else.
 
 What lives here: text from results. What does not: measuring, and any number written by hand.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor, log10
 
-from vega_diffusion.benchmarks.report import Bar, Result
+from vega_diffusion.benchmarks.report import Bar, Hardware, Result
 
 BEGIN, END = "<!-- results:begin (make docs) -->", "<!-- results:end -->"
 
@@ -21,14 +21,18 @@ def bars_table(results: Sequence[Result]) -> str:
         if not of_machine:
             continue
         hardware = of_machine[0].hardware
-        known = f" ({hardware.instructions})" if hardware.instructions else ""
-        cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
-        title = hardware.accelerator or f"{cores} of {hardware.processor}{known}"
-        parts += [f"**{title}**, {hardware.memory_gib:.0f} GiB of memory", ""]
+        parts += [f"**{machine_title(hardware)}**, {hardware.memory_gib:.0f} GiB of memory", ""]
         parts += ["| what | measured | goal | met | command |", "|---|---|---|---|---|"]
         parts += [row(bar, result) for result in of_machine for bar in result.measurement.bars]
         parts.append("")
-    return "\n".join(parts).strip()
+    return "\n".join(parts)
+
+
+def machine_title(hardware: Hardware) -> str:
+    """Return what a reader is told about a machine."""
+    known = f" ({hardware.instructions})" if hardware.instructions else ""
+    cores = "1 core" if hardware.cores == 1 else f"{hardware.cores} cores"
+    return hardware.accelerator or f"{cores} of {hardware.processor}{known}"
 
 
 def row(bar: Bar, result: Result) -> str:
@@ -48,16 +52,6 @@ def number(value: float) -> str:
     text = f"{value:.{min(max(digits, 0), 4)}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
-
-
-def fill(text: str, results: Sequence[Result]) -> str:
-    """Return `text` with what stands between the two markers replaced by the table.
-
-    Raises:
-        ValueError: A marker is missing.
-    """
-    table = bars_table(results)
-    return between(text, BEGIN, END, table + "\n" if table else "")
 
 
 def between(text: str, begin: str, end: str, content: str) -> str:

@@ -1,0 +1,104 @@
+"""The few figures that README shows: each from the newest result file of its case, with the machine that gave it.
+
+What lives here: which figures, and their table. What does not: the table of every goal (`tables`), measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vega_diffusion.benchmarks.report import Result
+from vega_diffusion.benchmarks.tables import machine_title, number
+
+BEGIN, END = "<!-- headlines:begin (make docs) -->", "<!-- headlines:end -->"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure worth a line at the front.
+
+    Args:
+        what: What a reader is told.
+        case: Whose newest result it comes from.
+        key: Of the summary there.
+        unit: Behind the number.
+        scale: What the summary's value is multiplied by.
+        of: Another key of that summary, whose value is divided by.
+    """
+
+    what: str
+    case: str
+    key: str
+    unit: str
+    scale: float = 1.0
+    of: str | None = None
+
+
+_INT8, _PRESETS, _CERTIFIED = "speed-vega-openvino-int8-512", "speed-vega-torch-own-512-tiny", "openvino-fp32-full"
+HEADLINES = (
+    Headline("Vega's U-Net, parameters in those of SDXL's", "parameters", "vega unet", "%", 100, of="sdxl unet"),
+    Headline(
+        "Vega against SDXL, a picture of 512 px with the tiny decoder, torch float32 (random weights)",
+        _PRESETS,
+        "vega:torch:own against sdxl:torch:own",
+        "times as fast",
+    ),
+    Headline(
+        "Vega's U-Net at 512 px in int8 against the strongest peer measured, OpenVINO's own conversion in float32 "
+        "(random weights)",
+        _INT8,
+        "vega:openvino:int8 against vega:openvino-plain:fp32",
+        "times as fast",
+    ),
+    Headline(
+        "the same against diffusers' default, torch float32",
+        _INT8,
+        "vega:openvino:int8 against vega:torch:fp32",
+        "times as fast",
+    ),
+    Headline("vega-mini, a picture of 25 guided steps, `balanced`", "generate-balanced", "warm_median_s", "s"),
+    Headline("the same by diffusers in the same run", "generate-balanced", "diffusers_warm_median_s", "s"),
+    Headline(
+        "`vega generate --profile balanced`, from the command to the file", "generate-balanced", "cold_median_s", "s"
+    ),
+    *(
+        Headline(what, f"certify-{profile}-{_CERTIFIED}", key, unit, scale)
+        for profile in ("balanced", "turbo")
+        for what, key, unit, scale in (
+            (f"`{profile}` against `exact`", "speedup", "times as fast", 1),
+            ("change of prompts followed with it, scenes-test", "following_change", "points", 100),
+        )
+    ),
+    Headline("eight different requests packed, against one after the other", "packing-torch-fp32", "ratio", "times"),
+    Headline(
+        "LoRA training against a plain loop of diffusers' components",
+        "adapting-speed",
+        "lora_run_ratio",
+        "times as fast",
+    ),
+)
+
+
+def headlines_table(results: Sequence[Result], headlines: Sequence[Headline] = HEADLINES) -> str:
+    """Return the headlines as a Markdown table; a figure whose case has no result file yet has no line."""
+    lines = []
+    for one in headlines:
+        of_case = [result for result in results if result.case == one.case]
+        if of_case:
+            newest = max(of_case, key=lambda result: result.finished)
+            lines.append(f"| {one.what} | {_value(one, newest)} {one.unit} | {machine_title(newest.hardware)} |")
+    return "\n".join(["| what | measured | on |", "|---|---|---|", *lines, ""]) if lines else ""
+
+
+def _value(one: Headline, result: Result) -> str:
+    """Return a headline's figure.
+
+    Raises:
+        ValueError: The summary has no such number.
+    """
+    found = [result.measurement.summary.get(key) for key in (one.key, one.of) if key is not None]
+    numbers = [value for value in found if not isinstance(value, str | None)]
+    if len(numbers) < len(found):
+        raise ValueError(f"{result.case}: its summary has no number called {one.key!r} or {one.of!r}")
+    return number(numbers[0] * one.scale / (numbers[1] if one.of else 1))
