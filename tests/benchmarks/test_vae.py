@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
+from vega_diffusion.benchmarks import openvino_decoders
 from vega_diffusion.benchmarks import vae as case
 from vega_diffusion.benchmarks.protocol import Timing
 from vega_diffusion.benchmarks.similarity import C1, C2, ssim
 from vega_diffusion.data.scenes.atlas import sample_folder
 from vega_diffusion.errors import VegaError
-from vega_diffusion.models.autoencoder import build_tiny_autoencoder
-from vega_diffusion.specs.tiny_autoencoder import TinyAutoencoderSpec
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
+from vega_diffusion.models.autoencoder import build_autoencoder, build_tiny_autoencoder
+from vega_diffusion.specs.architecture import AutoencoderSpec
+from vega_diffusion.specs.tiny_autoencoder import TAESD, TinyAutoencoderSpec
 
 
 def test_equal_pictures_are_alike_and_order_does_not_matter() -> None:
@@ -62,18 +66,50 @@ def test_speedups_are_medians_of_pairs() -> None:
 def test_the_case_at_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     # Full-size networks take seconds to build; the case itself is the same at any size.
     once = [Timing(1.0, 1.0)]
-    monkeypatch.setattr(case, "time_full_size", lambda size_px, repeats: {"full_float32": once, "tiny_float32": once})
+    monkeypatch.setattr(case, "time_full_size", lambda *_: {"full_float32": once, "tiny_float32": once})
     monkeypatch.setattr(case, "DECODES", 1)
+    monkeypatch.setattr(case, "DECODER_RULE", QuantisationRule(num_samples=2, num_probes=0))  # probes take seconds
     monkeypatch.setattr(case, "DTYPES", ("float32",))  # others take seconds a picture on some processors
     found = case.measure(num_scenes=2, num_random=1, icons=str(sample_folder()))
     by_name = {bar.what: bar for bar in found.bars}
-    assert len(by_name) == 3
+    assert len(by_name) == 3 + openvino_decoders.is_installed()
     assert all(bar.measured > 20 for name, bar in by_name.items() if "pictures against" in name)
     assert all(bar.met for name, bar in by_name.items() if "pictures against" not in name), by_name
     assert found.summary["512px_tiny_float32_speedup"] == 1
     assert found.summary["mini_tiny_speedup"] > 0  # type: ignore[operator]  # how fast is told by result files
     assert float(found.summary["mean_full_psnr_db"]) > float(found.summary["mean_tiny_psnr_db"])
     assert len(found.samples["psnr_db"]) == 2
+    if openvino_decoders.is_installed():
+        # Levels of 8 bits themselves are some 59 dB off; equal pictures would be 100 dB or more.
+        assert 30 < float(found.summary["mean_8_bit_psnr_db"]) < 70
+
+
+def test_the_goal_of_speed_is_that_of_the_fastest_way_to_decode_in_full() -> None:
+    ways = {
+        "8px_full_float32_channels_last_speedup": 1.1,
+        "8px_full_openvino_int8_speedup": 3.0,
+        "8px_tiny_openvino_fp32_speedup": 30.0,
+        "mini_tiny_speedup": 5.0,
+    }
+    bar, *rest = case.make_bars(ways, 9.0, {"psnr_db": 25.0}, 0, 8)
+    assert (bar.measured, bar.what) == (
+        3.0,
+        "SDXL's decoder (random weights), 8 px: openvino int8 over diffusers' float32",
+    )
+    assert len(rest) == 3
+
+
+@pytest.mark.slow
+def test_openvino_decoders_take_part_in_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    small = AutoencoderSpec(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+    shapes = {"full": lambda: build_autoencoder(small), "tiny": lambda: build_tiny_autoencoder(TAESD)}
+    cases = case._openvino_cases(shapes, 64, 1)
+    assert {"full_openvino_int8"} < cases.keys()
+    assert len(cases) == 3
+    assert cast("Tensor", cases["full_openvino_int8"](0)).shape == (1, 3, 16, 16)
 
 
 def test_numbers_that_overflow_are_counted() -> None:

@@ -46,7 +46,7 @@ def test_a_definition_says_what_decides_a_picture_on_a_route():
     assert kept.startswith("guidance from 0 to 0.8 of the steps; 0.5 of it kept after them; deep layers")
     common = "guidance from 0 to 0.8 of the steps; deep layers every 2 steps from 0.2 on; steps 4"
     assert profile.definition("openvino", "bf16") == common
-    assert profile.definition("openvino", "int8") == f"{common}; wide numbers from timestep 700 up"
+    assert profile.definition("openvino", "int8") == f"{common}; wide numbers from timestep 700 up; decoder in 8 bits"
 
 
 @pytest.mark.parametrize(("precision", "timestep"), [("bf16", 800), ("int8", 1001)])

@@ -301,7 +301,7 @@ def _decoder(
     choice: DecoderChoice,
     device: str,
 ) -> Callable[[], object] | None:
-    """Return what decodes one picture in a contestant's backend; 8-bit U-Nets have their decoder in bf16 or fp32."""
+    """Return what decodes one picture in a contestant's backend; tiny decoders have no 8 bits."""
     if choice == "none":
         return None
     import torch
@@ -317,12 +317,13 @@ def _decoder(
     latents = torch.randn(1, full.latent_channels, side, side, generator=torch.Generator().manual_seed(0)).to(dtype)
     if not backend.startswith("openvino"):
         return partial(_decoded, network.to(device), latents.to(device))
-    from vega_diffusion.inference.backends.open import Opening, Weights, open_decoder, precision_beside
+    from vega_diffusion.benchmarks.openvino_decoders import random_decoder
+    from vega_diffusion.inference.backends.open import decoder_beside, precision_beside
 
-    wide = precision_beside(precision)
-    opening = Opening(say=_say, num_threads=threads, may_fall_back=False, keep_blobs=False)
     digest = f"random-{choice}-{spec.family}-seed-0"
-    return partial(open_decoder(wide, Weights(digest, lambda: network), opening).decode, latents)
+    if choice == "tiny":
+        return random_decoder("tiny-vae-decoder", precision_beside(precision), network, digest, latents, threads)
+    return random_decoder("vae-decoder", decoder_beside(precision), network, digest, latents, threads)
 
 
 def _decoded(vae: Any, latents: Any) -> Any:

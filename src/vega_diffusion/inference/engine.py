@@ -22,10 +22,11 @@ from torch import Tensor
 
 from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
-from vega_diffusion.inference.backends.calibration import record_questions
+from vega_diffusion.inference.backends.calibration import Drawn, record_questions
 from vega_diffusion.inference.backends.faults import Say
+from vega_diffusion.inference.backends.open import PartName
 from vega_diffusion.inference.backends.progress import shown
-from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
+from vega_diffusion.inference.backends.protocol import Denoiser, InUse
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.components import Components
@@ -34,7 +35,7 @@ from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
 from vega_diffusion.inference.memory import is_out_of_memory, told_in_one_line
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.packing import FixedRows, Packed, Packer
-from vega_diffusion.inference.pictures import tensor_to_picture
+from vega_diffusion.inference.pictures import tensor_to_picture, unscaled
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
 from vega_diffusion.inference.routes import Opened, Routes
 from vega_diffusion.inference.rules import TILE_PX, tile_px_for
@@ -101,7 +102,7 @@ class Engine:
         self.components = components
         self.max_batch = max_batch
         self.adapters = Adapters(components)
-        self.routes = Routes(components, self.adapters, self._calibration_questions)
+        self.routes = Routes(components, self.adapters, self._draw_to_calibrate)
         self._texts: OrderedDict[tuple[object, ...], EncodedText] = OrderedDict()
         self._texts_lock = Lock()
 
@@ -290,19 +291,22 @@ class Engine:
         decoder = decoder_there(parts, request.decoder)
         return find_certificate(parts.folder, parts.digest, profile, in_use.backend, in_use.precision, decoder)
 
-    def _calibration_questions(self, count: int) -> list[Question]:
-        """Return what the U-Net is asked while it draws `CALIBRATION_PROMPTS`, each with the model's own settings."""
+    def _draw_to_calibrate(self, count: int) -> Drawn:
+        """Draw `CALIBRATION_PROMPTS`, each with the model's own settings; keep so many of the U-Net's questions."""
+        latents: list[Tensor] = []
 
         def draw(denoiser: Denoiser) -> None:
             for seed, prompt in enumerate(shown(CALIBRATION_PROMPTS, "drawing to calibrate")):
                 job = self._job(GenerateRequest(prompt=prompt, seed=seed), {})
                 with self.adapters.injected(()):
-                    denoise(denoiser, self._started(job, range(1), None, None))
+                    found = denoise(denoiser, self._started(job, range(1), None, None))
+                latents.append(unscaled(self.components.vae(), found.float()))
 
-        return record_questions(draw, TorchEager(self.adapters.unet), count)
+        questions = record_questions(draw, TorchEager(self.adapters.unet), count)
+        return Drawn(questions, latents)
 
-    def calibrate(self, say: Say) -> Path:
-        """Make the int8 network of this model and return its folder; profiles then take it (`specs/profile.py`).
+    def calibrate(self, say: Say) -> dict[PartName, Path]:
+        """Make this model's int8 U-Net and decoder and return their folders; profiles then take them.
 
         Where it is kept already, nothing is made. An engine of another process takes it when it is loaded anew.
 

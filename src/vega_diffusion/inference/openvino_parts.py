@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vega_diffusion.inference.backends.open import Opening, PartName, Weights, open_decoder, open_text_encoder
+from vega_diffusion.inference.backends.open import (
+    Opening,
+    PartName,
+    Weights,
+    decoder_beside,
+    open_decoder,
+    open_text_encoder,
+    precision_beside,
+)
 from vega_diffusion.inference.backends.protocol import LatentDecoder, Precision, TextEncoder
 from vega_diffusion.inference.components import Components
 from vega_diffusion.models.autoencoder import build_autoencoder, build_tiny_autoencoder
@@ -64,13 +72,14 @@ class OpenVinoParts:
 
     Args:
         components: The model.
-        precision: Of all parts.
+        unet: The precision of the U-Net, which decides theirs.
         opening: How they are opened.
     """
 
-    def __init__(self, components: Components, precision: Precision, opening: Opening) -> None:
+    def __init__(self, components: Components, unet: Precision, opening: Opening) -> None:
         self._components = components
-        self._precision: Precision = precision
+        self._precision: Precision = precision_beside(unet)
+        self._of_decoder: Precision = decoder_beside(unet)
         # Each of them runs at one shape or two: the rest would only hold memory.
         self._opening = replace(opening, max_shapes=2)
         self._open: dict[str, Any] = {}
@@ -106,7 +115,7 @@ class OpenVinoParts:
             weights = Weights(parts.digest, lambda: load_autoencoder(parts.folder, spec, torch.float32))
             with torch.device("meta"):
                 config = build_autoencoder(spec).config
-            return OpenVinoVae(open_decoder(self._precision, weights, self._opening), config)
+            return OpenVinoVae(open_decoder(self._of_decoder, weights, self._opening), config)
 
         return self._part("vae", opened)
 

@@ -8,33 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import RLock
 
 import torch
 
 from vega_diffusion.inference.adapters import Adapters, LoadedLora
+from vega_diffusion.inference.backends.calibration import Drawn, as_samples, decoder_samples
 from vega_diffusion.inference.backends.faults import BackendFault, Say
 from vega_diffusion.inference.backends.faults import Route as BackendRoute
 from vega_diffusion.inference.backends.open import (
+    CALIBRATED,
     Opening,
+    PartName,
     Weights,
-    is_kept,
+    is_calibrated,
     open_denoiser,
     open_networks,
-    precision_beside,
 )
-from vega_diffusion.inference.backends.protocol import Denoiser, Question
+from vega_diffusion.inference.backends.protocol import Denoiser
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.openvino_parts import OpenVinoParts
-from vega_diffusion.models.checkpoint import load_unet
+from vega_diffusion.models.checkpoint import load_autoencoder, load_unet
 from vega_diffusion.specs.profile import ProfileSpec, Route
 
-Questions = Callable[[int], list[Question]]
-"""How many -> questions of real denoising runs, for what must be calibrated."""
+Draw = Callable[[int], Drawn]
+"""How many -> so many questions of real denoising runs, and the latents that they ended with."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,14 @@ class Routes:
     Args:
         components: The model.
         adapters: Its LoRAs, which act in torch alone.
-        questions: Asked once where a U-Net must be calibrated.
+        draw: Called once where a network must be calibrated.
         rule: How int8 is made.
     """
 
     def __init__(
-        self, components: Components, adapters: Adapters, questions: Questions, rule: QuantisationRule | None = None
+        self, components: Components, adapters: Adapters, draw: Draw, rule: QuantisationRule | None = None
     ) -> None:
-        self._components, self._adapters, self._questions = components, adapters, questions
+        self._components, self._adapters, self._draw = components, adapters, draw
         self._rule = rule or QuantisationRule()
         self._open: dict[Route, _Kept] = {}
         self._lock = RLock()  # calibration draws pictures through us
@@ -104,8 +106,8 @@ class Routes:
                 passed.append(f"{route}: {kept.reason}")
         raise AssertionError("the last route of every profile is torch")
 
-    def calibrate(self, say: Say) -> Path:
-        """Make the int8 network that profiles then take, where it is not kept; return its folder.
+    def calibrate(self, say: Say) -> dict[PartName, Path]:
+        """Make the int8 U-Net and decoder that profiles then take, where they are not kept; return their folders.
 
         Args:
             say: Gets every line that a user should see.
@@ -114,11 +116,23 @@ class Routes:
             BackendFault: OpenVINO or NNCF is not installed.
         """
         parts, opening = self._components, replace(self._opening(say), may_fall_back=False)
-        weights = Weights(parts.digest, self._wide_unet)
+        drawn = cache(partial(self._draw, self._rule.num_samples))
+        samples = {
+            "unet": lambda: as_samples(drawn().questions),
+            "vae-decoder": lambda: decoder_samples(drawn().latents),
+        }
+        weights = {
+            "unet": Weights(parts.digest, self._wide_unet),
+            "vae-decoder": Weights(
+                parts.digest, lambda: load_autoencoder(parts.folder, parts.spec.autoencoder, torch.float32)
+            ),
+        }
         with self._lock:
             self._open = {route: kept for route, kept in self._open.items() if route.precision != "int8"}
-            questions = partial(self._questions, self._rule.num_samples)
-            return open_networks("unet", "int8", weights, opening, questions=questions).folder
+            return {
+                what: open_networks(what, "int8", weights[what], opening, samples=samples[what]).folder
+                for what in CALIBRATED
+            }
 
     def _opening(self, say: Say) -> Opening:
         return Opening(say=say, num_threads=torch.get_num_threads(), rule=self._rule)
@@ -138,7 +152,7 @@ class Routes:
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
         opening = self._opening(lines.append)
-        if precision == "int8" and not is_kept("unet", precision, parts.digest, opening):
+        if precision == "int8" and not is_calibrated(parts.digest, opening):
             return _Kept(None)
         is_torch = route.backend == "torch-compiled"
         weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
@@ -148,7 +162,7 @@ class Routes:
             )
         except BackendFault as fault:
             return _Kept(None, fault.fault.value)
-        beside = None if is_torch else OpenVinoParts(parts, precision_beside(denoiser.in_use.precision), opening)
+        beside = None if is_torch else OpenVinoParts(parts, denoiser.in_use.precision, opening)
         return _Kept(denoiser, None, lines, beside)
 
     def _wide_unet(self) -> torch.nn.Module:

@@ -24,7 +24,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
 class Route(Spec):
     """Where a U-Net runs.
 
-    A route of int8 is taken only where `vega calibrate` has made its network: calibration takes minutes to an hour, for
+    A route of int8 is taken only where `vega calibrate` has made its networks: that takes minutes to hours, for
     which no picture should wait.
 
     Args:
@@ -117,6 +117,8 @@ class ProfileSpec(Spec):
         wide = [route.wide_from for route in self.routes if (route.backend, route.precision) == (backend, precision)]
         if wide and wide[0] is not None:
             words.append(f"wide numbers from timestep {wide[0]} up")
+        if precision == "int8" and self.decoder == "full":
+            words.append("decoder in 8 bits")
         return "; ".join(words)
 
 

@@ -1,4 +1,4 @@
-"""Questions for calibration: what a model is really asked while it draws, spread evenly over the timesteps.
+"""What calibration is made of: what a model is really asked while it draws, and the latents that come of it.
 
 Which prompts are drawn is the caller's choice (the model's own kind); what is done with the questions is in
 `openvino_quantise.py`.
@@ -7,6 +7,7 @@ Which prompts are drawn is the caller's choice (the model's own kind); what is d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from random import Random
 
 from torch import Tensor
@@ -14,6 +15,20 @@ from torch import Tensor
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Question
 
 _MAX_TIMESTEP = 1000.0
+_CELLS = 32  # a side: a whole picture of 1024 px would take hours to measure every layer on
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What some pictures of a model left.
+
+    Attributes:
+        questions: What its U-Net was asked, one row each, noisiest first.
+        latents: Clean latents `[1, C, h, w]`, one a picture, in the autoencoder's own scale.
+    """
+
+    questions: list[Question]
+    latents: list[Tensor]
 
 
 class RecordingDenoiser:
@@ -110,3 +125,15 @@ def as_samples(questions: Iterable[Question]) -> list[dict[str, object]]:
         }
         for question in questions
     ]
+
+
+def decoder_samples(latents: Iterable[Tensor]) -> list[dict[str, object]]:
+    """Return latents `[1, C, h, w]` as inputs of a converted decoder: of large ones the middle."""
+    from vega_diffusion.inference.backends.openvino_graphs import as_array
+
+    def middle(picture: Tensor) -> Tensor:
+        height, width = picture.shape[-2:]
+        top, left = max(0, height - _CELLS) // 2, max(0, width - _CELLS) // 2
+        return picture[..., top : top + _CELLS, left : left + _CELLS].contiguous()
+
+    return [{"latents": as_array(middle(picture))} for picture in latents]

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends.faults import WAYS_OUT, BackendFault, Fault, Route, Say, next_route
 from vega_diffusion.inference.backends.protocol import Denoiser, LatentDecoder, Precision, Question, TextEncoder
-from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
+from vega_diffusion.inference.backends.quantise_rule import DECODER_RULE, QuantisationRule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vega_diffusion.inference.backends.openvino_denoiser import Guarded, Networks
 
 PartName = Literal["unet", "vae-decoder", "tiny-vae-decoder", "text-encoder", "text-encoder-2"]
+CALIBRATED: tuple[PartName, ...] = ("unet", "vae-decoder")
 QUIET: Say = lambda line: None  # noqa: E731
 
 
@@ -32,7 +35,8 @@ class Opening:
         num_threads: CPU threads of OpenVINO; 0 leaves the number to it.
         may_fall_back: Whether another precision of the same backend may take the place of one that is not possible.
         home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
-        rule: How int8 is made.
+        rule: How a U-Net's int8 is made.
+        decoder_rule: How a decoder's int8 is made.
         max_shapes: How many shapes of each graph stay compiled.
         keep_blobs: Whether compiled networks are stored, too.
     """
@@ -42,6 +46,7 @@ class Opening:
     may_fall_back: bool = True
     home: Path | None = None
     rule: QuantisationRule = field(default_factory=QuantisationRule)
+    decoder_rule: QuantisationRule = DECODER_RULE
     max_shapes: int = 4
     keep_blobs: bool = True
 
@@ -121,15 +126,20 @@ def open_first(
 
 
 def open_decoder(
-    precision: Precision, weights: Weights, opening: Opening | None = None, what: PartName = "vae-decoder"
+    precision: Precision,
+    weights: Weights,
+    opening: Opening | None = None,
+    what: PartName = "vae-decoder",
+    latents: Callable[[], Iterable[Tensor]] | None = None,
 ) -> LatentDecoder:
     """Open an autoencoder's decoder in OpenVINO.
 
     Args:
-        precision: `fp32`, `bf16` or `int8-weights`.
+        precision: `fp32`, `bf16` or `int8-weights`; `int8`, too, for the full one.
         weights: Of the autoencoder, full or tiny.
         opening: How.
         what: `vae-decoder` or `tiny-vae-decoder`, for names and lines.
+        latents: `[1, C, h, w]` each, in the autoencoder's own scale, for int8; called only when it must be made.
 
     Raises:
         BackendFault: Not possible here.
@@ -137,7 +147,14 @@ def open_decoder(
     """
     from vega_diffusion.inference.backends.openvino_denoiser import OpenVinoDecoder
 
-    return OpenVinoDecoder(open_networks(what, precision, weights, opening))
+    def samples() -> list[Any]:
+        from vega_diffusion.inference.backends.calibration import decoder_samples
+
+        assert latents is not None, "else there are no samples"
+        return decoder_samples(latents())
+
+    sampled = None if latents is None else samples
+    return OpenVinoDecoder(open_networks(what, precision, weights, opening, samples=sampled))
 
 
 def open_text_encoder(
@@ -153,13 +170,24 @@ def open_text_encoder(
 
 
 def precision_beside(unet: Precision) -> Precision:
-    """Return the precision of decoders and text encoders beside a U-Net that runs in one, on this CPU.
+    """Return the precision of text encoders and tiny decoders beside a U-Net that runs in one, on this CPU.
 
-    They run once a picture, so 8 bits would save no time worth having; where the U-Net does without bf16, so do they.
+    They take little time of a picture, so 8 bits would save none worth having; where the U-Net does without bf16, so
+    do they.
     """
     from vega_diffusion.inference.backends.openvino_runtime import cpu_features
 
     return "bf16" if unet != "fp32" and cpu_features().bf16 else "fp32"
+
+
+def decoder_beside(unet: Precision) -> Precision:
+    """Return the precision of the full decoder beside a U-Net that runs in one: its own, where that is int8."""
+    return "int8" if unet == "int8" else precision_beside(unet)
+
+
+def is_calibrated(digest: str, opening: Opening) -> bool:
+    """Return whether all that `vega calibrate` makes of a model's weights is there."""
+    return all(is_kept(what, "int8", digest, opening) for what in CALIBRATED)
 
 
 def is_kept(what: PartName, precision: Precision, digest: str, opening: Opening) -> bool:
@@ -182,7 +210,14 @@ def open_unet(
     """Open a U-Net's networks in OpenVINO; arguments and errors as for `open_denoiser`."""
     from vega_diffusion.inference.backends.openvino_denoiser import WideFrom
 
-    networks = open_networks("unet", precision, weights, opening, branch, questions)
+    def samples() -> list[Any]:
+        from vega_diffusion.inference.backends.calibration import as_samples
+
+        assert questions is not None, "else there are no samples"
+        return as_samples(questions())
+
+    sampled = None if questions is None else samples
+    networks = open_networks("unet", precision, weights, opening, branch, sampled)
     if wide_from is None or networks.in_use.precision != "int8":
         return networks
     return WideFrom(networks, open_networks("unet", precision_beside("int8"), weights, opening, branch), wide_from)
@@ -194,7 +229,7 @@ def open_networks(
     weights: Weights,
     opening: Opening | None = None,
     branch: int = 0,
-    questions: Callable[[], Iterable[Question]] | None = None,
+    samples: Callable[[], list[Any]] | None = None,
 ) -> Guarded:
     """Open the networks of a part in OpenVINO: arrays in, arrays out; torch comes in only where one must be made.
 
@@ -204,7 +239,7 @@ def open_networks(
         weights: Its own.
         opening: How.
         branch: Of a U-Net: where shallow steps are cut.
-        questions: Of a U-Net: calibration questions for int8.
+        samples: Inputs of its first network by name, for int8; called only when it must be made.
 
     Raises:
         BackendFault: Not possible here.
@@ -225,14 +260,8 @@ def open_networks(
             case "text-encoder" | "text-encoder-2":
                 return openvino_convert.text_exportables(module)
 
-    def samples() -> list[Any]:
-        from vega_diffusion.inference.backends.calibration import as_samples
-
-        assert questions is not None, "else there are no samples"
-        return as_samples(questions())
-
     detail = {"branch": branch} if what == "unet" else {}
-    plan = _Plan(what, kind.graphs, make, None if questions is None else samples, detail)
+    plan = _Plan(what, kind.graphs, make, samples, detail)
     return _guarded(precision, weights, opening or Opening(), plan)
 
 
@@ -246,7 +275,7 @@ class _Kind:
 
 _KINDS: dict[PartName, _Kind] = {
     "unet": _Kind(("full", "shallow"), ("fp32", "bf16", "int8", "int8-weights")),
-    "vae-decoder": _Kind(("decoder",)),
+    "vae-decoder": _Kind(("decoder",), ("fp32", "bf16", "int8", "int8-weights")),
     "tiny-vae-decoder": _Kind(("decoder",)),
     "text-encoder": _Kind(("text",)),
     "text-encoder-2": _Kind(("text",)),
@@ -325,7 +354,8 @@ def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Pla
     )
     settings = RunSettings(precision, opening.num_threads, features)
     store = Store(opening.say, opening.home)
-    return Graphs(part, settings, store, opening.rule, opening.max_shapes, opening.keep_blobs)
+    rule = opening.rule if plan.what == "unet" else opening.decoder_rule
+    return Graphs(part, settings, store, rule, opening.max_shapes, opening.keep_blobs)
 
 
 def _not_allowed(precision: Precision, allowed: tuple[Precision, ...], what: str) -> InvalidValue:

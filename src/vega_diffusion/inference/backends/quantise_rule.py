@@ -60,6 +60,10 @@ class QuantisationRule:
         return asdict(self)
 
 
+DECODER_RULE = QuantisationRule(num_samples=12, num_probes=2, max_error=0.02)
+"""How an autoencoder's decoder is made: pictures are forgiving, and nothing multiplies its error (docs/log.md)."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Layers that leave int8 together, because they read the same quantised numbers.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self
 
 from vega_diffusion.inference.backends.open import (
     Opening,
-    PartName,
     Weights,
-    is_kept,
+    decoder_beside,
+    is_calibrated,
     open_networks,
     open_unet,
     precision_beside,
@@ -66,16 +66,18 @@ class LeanNetworks:
         threads = int(told) if told.isdigit() else 1 if is_small else bundle.default_threads
         opening = Opening(say=say, num_threads=threads, home=home)
         own, routes = Weights(bundle.model_digest, None), PROFILES[request.profile or "exact"].routes
-        int8 = any(route.precision == "int8" for route in routes) and is_kept("unet", "int8", own.digest, opening)
+        int8 = any(route.precision == "int8" for route in routes) and is_calibrated(own.digest, opening)
         route = next(route for route in routes if int8 or route.precision != "int8")
         assert route.precision != "own", "OpenVINO's routes name theirs"
         unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
         wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
         text = tuple(open_networks(what, wide, own, beside) for what in ("text-encoder", "text-encoder-2"))
-        what: PartName = "tiny-vae-decoder" if decoder == "tiny" else "vae-decoder"
-        digest = bundle.tiny_digest if decoder == "tiny" else bundle.model_digest
-        assert digest is not None, "the tiny autoencoder is there"
-        return cls(unet, (text[0], text[1]), open_networks(what, wide, Weights(digest, None), beside), is_small)
+        if decoder == "tiny":
+            assert bundle.tiny_digest is not None, "the tiny autoencoder is there"
+            vae = open_networks("tiny-vae-decoder", wide, Weights(bundle.tiny_digest, None), beside)
+        else:
+            vae = open_networks("vae-decoder", decoder_beside(unet.in_use.precision), own, beside)
+        return cls(unet, (text[0], text[1]), vae, is_small)
 
     def compile_ahead(self, bundle: Bundle, request: GenerateRequest, plan: StepPlan) -> None:
         """Compile what a request will ask for, in its order, in a thread beside the caller's.
