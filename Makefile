@@ -20,7 +20,7 @@ help:
 	@echo "make test-full  what is slow: kill tests, full-size shapes, the commands in the docs"
 	@echo "make tools      install img2dataset for vega data download, in an environment of its own ($(TOOLS)/)"
 	@echo "make lint       ruff, pyright, import-linter"
-	@echo "make docs       fill README's generated tables and lists again"
+	@echo "make docs       fill the generated tables of README and docs again"
 	@echo "make clean      remove $(VENV), $(TOOLS) and everything built (never pictures)"
 
 # Each stamp is newer than the files that decide what is installed, so running make again installs nothing.
@@ -72,7 +72,7 @@ format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.stamp-base
+docs: $(VENV)/.stamp-test
 	$(BIN)/python scripts/fill_readme.py
 
 clean:

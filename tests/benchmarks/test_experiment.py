@@ -97,6 +97,7 @@ title = "features"
     assert {path: path.stat().st_mtime_ns for path in states.rglob("*")} == before
     seeds = distillation_seeds.measure(file, limit=1, at_once=2, changes=("log_every=1",))
     assert {name: len(values) for name, values in seeds.samples.items()} == {"random_overall": 2, "module_overall": 2}
+    assert (seeds.name, seeds.summary["prompts_of_a_kind"]) == ("limit-1", 1), "a quick look has a file of its own"
     assert "module_less_random_interval" in seeds.summary
     shares = [value for key, value in seeds.summary.items() if key.startswith("module_style_")]
     assert sum(map(float, shares)) == pytest.approx(1.0, abs=1e-3)

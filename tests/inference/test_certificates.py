@@ -38,8 +38,10 @@ MADE = Certificate(
 ROUTE = ("turbo", "torch", "fp32", "full")
 
 
-def found(folder: Path, digest: str = "a" * 64, route: tuple[str, ...] = ROUTE) -> Certificate | None:
-    return find_certificate(folder, digest, *route)
+def found(
+    folder: Path, digest: str = "a" * 64, route: tuple[str, ...] = ROUTE, tiny: str | None = None
+) -> Certificate | None:
+    return find_certificate(folder, digest, *route, tiny)
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,26 @@ def test_a_certificate_holds_for_its_weights_and_route_alone(tmp_path: Path, dig
     assert found(tmp_path, digest, route) is None
 
 
+def test_a_certificate_holds_for_the_tiny_autoencoder_that_decoded(tmp_path: Path):
+    keep_certificate(MADE.model_copy(update={"decoder": "tiny", "tiny_digest": "c" * 64}), tmp_path)
+    route = (*ROUTE[:3], "tiny")
+    assert found(tmp_path, route=route, tiny="c" * 64) is not None
+    assert found(tmp_path, route=route, tiny="d" * 64) is None
+    keep_certificate(MADE, tmp_path)
+    assert found(tmp_path, tiny="d" * 64) == MADE, "where the full one decodes, the tiny one is no matter"
+
+
+def test_a_quick_measurement_does_not_hide_a_better_one(tmp_path: Path):
+    ruled = {"following_change": 0.01, "following_low": -0.01, "following_high": 0.02}
+    test = MADE.model_copy(update=ruled | {"following_split": "test"})
+    dev = MADE.model_copy(update=ruled | {"following_split": "dev", "finished": "2026-03-01T00:00:00+00:00"})
+    drift = MADE.model_copy(update={"finished": "2026-04-01T00:00:00+00:00"})
+    for one in (test, dev, drift):
+        keep_certificate(one, tmp_path)
+    assert found(tmp_path) == test
+    assert len(list(tmp_path.rglob("*.json"))) == 3
+
+
 def test_a_profile_that_has_changed_since_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keep_certificate(MADE, tmp_path)
     monkeypatch.setitem(PROFILES, "turbo", PROFILES["turbo"].model_copy(update={"reuse": 3}))
@@ -92,7 +114,7 @@ def test_a_damaged_file_is_no_certificate(tmp_path: Path, damage: bytes):
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "certificates").write_text("a file in the way")
-    with pytest.raises(VegaError, match=r"turbo-torch-fp32-full-2-core-test.json: cannot be written"):
+    with pytest.raises(VegaError, match=r"turbo-torch-fp32-full-drift-2-core-test.json: cannot be written"):
         keep_certificate(MADE, tmp_path)
 
 

@@ -74,16 +74,16 @@ def run_case(case: str, arguments: list[str]) -> int:
     import torch
     import tyro
 
-    from vega_diffusion.benchmarks.report import RESULTS, make_result, write_result
+    from vega_diffusion.benchmarks.report import RESULTS, Code, make_result, write_result
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=RESULTS)
     own, arguments = parser.parse_known_args(arguments)
     measure = import_module(CASES[case]).measure
-    load = os.getloadavg()[0]
+    load, code = os.getloadavg()[0], Code.here()
     measurement = tyro.cli(measure, args=arguments, prog=f"vega_diffusion.benchmarks {case}")
     command = shlex.join(["python", "-m", "vega_diffusion.benchmarks", case, *arguments])
-    result = make_result(case, command, measurement, threads=torch.get_num_threads(), load_before=load)
+    result = make_result(case, command, measurement, threads=torch.get_num_threads(), load_before=load, code=code)
     path = write_result(result, own.output)
     for bar in measurement.bars:
         print(

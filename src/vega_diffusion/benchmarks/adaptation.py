@@ -193,7 +193,7 @@ def _trained(job: Job, processes: int) -> float:
         changes.append(f"{key}={folder}")
     run = f"adaptation-{job.name}"
     recipe = TrainRecipe.read(Path(job.recipe), changes)
-    told = _home() / f"{run}.seconds"
+    told = RunDirectory(run).path / "seconds"  # goes where the run goes
     if not RunDirectory(run).is_done(recipe):
         started = time.monotonic()
         before = float(told.read_text()) if told.exists() else 0.0
@@ -201,7 +201,10 @@ def _trained(job: Job, processes: int) -> float:
         try:
             _vega(["train", job.recipe, "--run-name", run, "--processes", str(processes), *options])
         finally:
-            told.write_text(str(before + time.monotonic() - started))
+            if told.parent.is_dir():
+                told.write_text(str(before + time.monotonic() - started))
+    if not told.exists():
+        raise VegaError(f"{told}: missing, so nobody knows how long run {run} took; move the run away to train it anew")
     return float(told.read_text())
 
 

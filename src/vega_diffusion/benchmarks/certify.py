@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vega_diffusion.benchmarks.protocol import summarise, time_interleaved
 from vega_diffusion.benchmarks.report import Bar, Measurement, describe_hardware, git
@@ -69,6 +69,7 @@ def measure(
     parts = engine.components
     asked = _request(texts[0], 0, profile).resolved(parts.spec.generation)
     in_use = engine.route_of(asked)
+    decoder = decoder_there(parts, asked.decoder)
     certificate = Certificate(
         profile=profile,
         definition=PROFILES[profile].definition(in_use.backend, in_use.precision),
@@ -76,7 +77,8 @@ def measure(
         model_digest=parts.digest,
         backend=in_use.backend,
         precision=in_use.precision,
-        decoder=decoder_there(parts, asked.decoder),
+        decoder=decoder,
+        tiny_digest=parts.tiny_digest() if decoder == "tiny" else None,
         hardware=describe_hardware().name,
         threads=torch.get_num_threads(),
         exact_s=summarise(timings["exact"])["median_s"],
@@ -87,26 +89,26 @@ def measure(
         latent_cosine_min=round(min(drift["latent_cosine"]), 5),
         psnr_db_median=round(median(drift["psnr_db"]), 2),
         ssim_median=round(median(drift["ssim"]), 4),
-        **judged,  # type: ignore[arg-type]
+        **judged,
         commit=git("rev-parse", "HEAD"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
     )
     keep_certificate(certificate, parts.folder if into_model else None)
-    said = certificate.model_dump(exclude={"versions", "version", "commit", "finished"}, exclude_none=True)
+    said = certificate.model_dump(exclude={"versions", "version", "commit", "finished", "runs"}, exclude_none=True)
     return Measurement(
-        name=certificate.stem.removesuffix(f"-{certificate.hardware}"),
+        name=certificate.route,
         samples={
             **{f"{name}_wall_s": [one.wall_s for one in timings[name]] for name in timings},
             **{f"{name}_cpu_s": [one.cpu_s for one in timings[name]] for name in timings},
             **drift,
         },
-        summary=said,
+        summary=said | ({"runs": ", ".join(certificate.runs)} if certificate.runs else {}),
         bars=tuple(_bars(certificate)),
         seeds=(SEED,),
         protocol=f"pairs of pictures in turn, one warm-up, {repeats} timed; drift over {len(texts)} prompts of "
-        f"scenes-dev, one seed each; prompt-following on all of scenes-{split}, paired; Frechet distance of those "
-        "pictures from 1,000 real scenes",
+        f"scenes-dev, each from a seed of its own; prompt-following on all of scenes-{split}, paired; Frechet "
+        "distance of those pictures from 1,000 real scenes",
     )
 
 
@@ -136,7 +138,7 @@ def measure_drift(engine: Engine, profile: ProfileName, texts: list[str]) -> dic
     return found
 
 
-def _judged(model: str, profile: ProfileName, processes: int, split: Split) -> dict[str, float | str]:
+def _judged(model: str, profile: ProfileName, processes: int, split: Split) -> dict[str, Any]:
     """Return how prompt-following and Frechet distance change, in the certificate's fields."""
     from vega_diffusion.evaluation.compare import compare
     from vega_diffusion.evaluation.evaluate import EvaluationRequest, evaluate
@@ -151,6 +153,7 @@ def _judged(model: str, profile: ProfileName, processes: int, split: Split) -> d
     assert overall is not None, "both splits have prompts of all kinds"
     distances = [scene_frechet(one.folder) for one in (before, after)]
     return {
+        "runs": (before.result.run, after.result.run),
         "following_split": split,
         "following_change": overall.difference,
         "following_low": overall.interval[0],

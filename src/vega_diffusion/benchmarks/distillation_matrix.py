@@ -43,7 +43,8 @@ def measure(
             "held_out_samples": spec.held_out_samples,
         },
         seeds=spec.matrix.seeds,
-        protocol=f"{spec.matrix.steps} steps of 128 samples each, the same samples and noise for all; loss with "
+        protocol=f"{spec.matrix.steps} steps of 128 samples each, the same samples and noise for all (with "
+        "`fixed_samples`, the first of them again and again); loss with "
         "min-SNR weights on held-out samples of scenes that no run has, the same for all; averaged weights",
     )
 

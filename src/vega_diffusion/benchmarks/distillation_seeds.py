@@ -73,6 +73,7 @@ def measure(
         results[one.configuration, one.seed] = result
     taught = {name.removeprefix("run:"): _scored(name, processes, limit) for name in spec.teachers}
     return Measurement(
+        name="" if limit is None else f"limit-{limit}",
         samples={f"{name}_overall": values for name, values in scores.items()},
         summary={
             **{f"{name}_overall": round(mean(values), 4) for name, values in scores.items()},
@@ -83,11 +84,12 @@ def measure(
             **{f"{name}_style_{style}": share for name, (_, seen) in taught.items() for style, share in seen.items()},
             **_differences(results, spec),
             "steps": spec.seeds.steps,
+            **({} if limit is None else {"prompts_of_a_kind": limit}),
         },
         seeds=spec.seeds.seeds,
-        protocol=f"{spec.seeds.steps} steps of 128 samples each; averaged weights, scenes-dev, four pictures a prompt; "
-        "differences are paired by prompt and seed; style: what the checker's style head says of pictures whose prompt "
-        "names no style, first seed",
+        protocol=f"{spec.seeds.steps} steps of 128 samples each; averaged weights, all pictures of scenes-dev; "
+        "differences are paired by prompt and seed, and their intervals are over prompts, for these very trainings; "
+        "style: what the checker's style head says of pictures whose prompt names no style, first seed",
     )
 
 
@@ -119,7 +121,7 @@ def _score_at_once(references: Sequence[str], limit: int | None, at_once: int) -
 
 
 def _model(reference: str) -> str:
-    """Return what `vega evaluate` calls a run or a model; a run is exported as a model folder where it is none yet."""
+    """Return what `vega evaluate` calls a run or a model; a run is exported as a model folder."""
     from vega_diffusion.training.publish import export_run
     from vega_diffusion.training.run_directory import vega_home
 
@@ -127,8 +129,7 @@ def _model(reference: str) -> str:
         return reference
     name = reference.removeprefix("run:")
     folder = vega_home() / "experiments" / name
-    if not folder.is_dir():
-        export_run(name, folder, name, ("fp16",))
+    export_run(name, folder, name, ("fp16",))  # always: a run of that name may have been trained anew
     return str(folder)
 
 

@@ -6,10 +6,12 @@ What does not: measuring (`protocol` and the cases), tables of results (`tables`
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -140,20 +142,50 @@ def git(*arguments: str) -> str | None:
         return None
 
 
-def make_result(case: str, command: str, measurement: Measurement, *, threads: int, load_before: float) -> Result:
+@dataclass(frozen=True)
+class Code:
+    """Which code measures.
+
+    Attributes:
+        commit: Of the repository; None outside one.
+        dirty: Whether files differ from it; None where that is not known.
+    """
+
+    commit: str | None
+    dirty: bool | None
+
+    @classmethod
+    def here(cls) -> Code:
+        """Return the code of the current folder.
+
+        Result files and certificates do not make it dirty: each case that runs writes some. Where a checkout is
+        copied without its history, `$VEGA_COMMIT` says which commit it is; whether it was changed is not known.
+        """
+        copied = os.environ.get("VEGA_COMMIT")
+        written = [f":!{RESULTS.as_posix()}", f":(exclude,glob)**/{CERTIFICATES}/**"]
+        changes = None if copied else git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
+        return cls(copied or git("rev-parse", "HEAD"), None if changes is None else bool(changes))
+
+
+def make_result(
+    case: str, command: str, measurement: Measurement, *, threads: int, load_before: float, code: Code | None = None
+) -> Result:
     """Put a measurement together with everything that one must know to repeat it.
 
-    Result files and certificates do not make the code dirty: each case that runs writes some. Where a checkout is
-    copied without its history, `$VEGA_COMMIT` says which commit it is; whether it was changed is not known.
+    Args:
+        case: Its name in the table of cases.
+        command: That ran it.
+        measurement: What it found.
+        threads: Of torch.
+        load_before: Of the machine.
+        code: As it was before the measurement, during which somebody may commit; None: as it is now.
     """
-    copied = os.environ.get("VEGA_COMMIT")
-    written = [f":!{RESULTS.as_posix()}", f":(exclude,glob)**/{CERTIFICATES}/**"]
-    changes = None if copied else git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
+    code = code or Code.here()
     return Result(
         case=f"{case}-{measurement.name}" if measurement.name else case,
         command=command,
-        commit=copied or git("rev-parse", "HEAD"),
-        dirty=None if changes is None else bool(changes),
+        commit=code.commit,
+        dirty=code.dirty,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=describe_hardware(),
         threads=threads,
@@ -164,8 +196,14 @@ def make_result(case: str, command: str, measurement: Measurement, *, threads: i
 
 
 def write_result(result: Result, root: Path = RESULTS) -> Path:
-    """Write a result to `root/HARDWARE/CASE.json`, replacing an older one only when the new file is whole."""
+    """Write a result to `root/HARDWARE/CASE.json`, replacing an older one only when the new file is whole.
+
+    What another command wrote there is never replaced: the new file's name then ends in a mark of its own command.
+    """
     path = root / result.hardware.name / f"{result.case}.json"
+    if path.exists() and _command_of(path) != result.command:
+        mark = hashlib.sha256(result.command.encode()).hexdigest()[:6]
+        path = path.with_name(f"{result.case}-{mark}.json")
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +212,14 @@ def write_result(result: Result, root: Path = RESULTS) -> Path:
     except OSError as error:
         raise VegaError(f"{path}: cannot be written ({error.strerror}); give a folder with --output") from error
     return path
+
+
+def _command_of(path: Path) -> str | None:
+    """Return the command that wrote a result file; None where it cannot be read."""
+    try:
+        return Result.from_json(path.read_text()).command
+    except (OSError, UnicodeDecodeError, VegaError):
+        return None
 
 
 def read_results(root: Path = RESULTS) -> list[Result]:

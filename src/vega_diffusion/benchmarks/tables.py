@@ -22,7 +22,7 @@ def bars_table(results: Sequence[Result]) -> str:
             continue
         hardware = of_machine[0].hardware
         parts += [f"**{machine_title(hardware)}**, {hardware.memory_gib:.0f} GiB of memory", ""]
-        parts += ["| what | measured | goal | met | command |", "|---|---|---|---|---|"]
+        parts += ["| what | measured | goal | met | on | command |", "|---|---|---|---|---|---|"]
         parts += [row(bar, result) for result in of_machine for bar in result.measurement.bars]
         parts.append("")
     return "\n".join(parts)
@@ -41,7 +41,7 @@ def row(bar: Bar, result: Result) -> str:
     met = "yes" if bar.met else "**no**"
     return (
         f"| {bar.what} | {number(bar.measured)} {bar.unit} | {sign} {number(bar.limit)} {bar.unit} "
-        f"| {met} | `{result.command}` |"
+        f"| {met} | {result.finished[:10]} | `{result.command}` |"
     )
 
 

@@ -23,7 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "LoRA files: other layouts, merged, extracted, resized; single-file checkpoints",
     ),
     "evaluate": ("vega_diffusion.cli.evaluate", "how well a model follows prompts, and comparisons"),
-    "calibrate": ("vega_diffusion.cli.calibrate", "make the int8 U-Net and decoder of a model, which profiles then draw with"),
+    "calibrate": (
+        "vega_diffusion.cli.calibrate",
+        "make a model's int8 U-Net and decoder, which profiles then draw with",
+    ),
     "benchmark": ("vega_diffusion.cli.benchmark", "speed, memory, and what profiles cost in likeness"),
     "map": ("vega_diffusion.cli.map", "layer maps: which teacher block a student's block comes from"),
     "data": ("vega_diffusion.cli.data", "icons, captioned scenes and checks of them"),

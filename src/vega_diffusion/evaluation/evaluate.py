@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -87,6 +88,8 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
     with RunFolder.opened(job.folder, identity) as folder:
         result = _finished_before(folder, suite)
         if result is None:
+            here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
+            commit = ledger.commit_here() if in_repository else None  # of the code that draws, whatever comes meanwhile
             processes = request.processes or (processes_here() if identity.settings["device"] == "cpu" else 1)
             judged = run_prompts(
                 folder,
@@ -97,14 +100,13 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
                 at_once=prompts_at_once(job.device),
             )
             rendered = _ceiling(job, suite, processes)
-            here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
             result = make_result(
                 prompts,
                 judged,
                 rendered,
                 identity,
                 run=folder.run,
-                commit=ledger.commit_here() if in_repository else None,
+                commit=commit,
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=folder.seconds(),
             )
@@ -183,7 +185,26 @@ def _profile_settings(engine: Engine, drawn: GenerateRequest) -> dict[str, str |
         "decoder": drawn.decoder,
         "backend": in_use.backend,
         "precision": in_use.precision,
+        **_unknown_to_the_digest(engine, drawn, in_use.backend, in_use.precision),
     }
+
+
+def _unknown_to_the_digest(
+    engine: Engine, drawn: GenerateRequest, backend: str, precision: str
+) -> dict[str, str | int | float | None]:
+    """Return what else decides pictures: the tiny autoencoder, and what makes a backend's networks."""
+    from vega_diffusion.inference.backends.quantise_rule import DECODER_RULE, QuantisationRule
+    from vega_diffusion.inference.vae_policy import decoder_there
+
+    found: dict[str, str | int | float | None] = {}
+    if decoder_there(engine.components, drawn.decoder) == "tiny":
+        found["tiny_digest"] = engine.components.tiny_digest()
+    if backend == "openvino":
+        found["openvino"] = version("openvino")
+    if precision == "int8":
+        rules = [rule.as_identity() for rule in (QuantisationRule(), DECODER_RULE)]
+        found |= {"nncf": version("nncf"), "rules": json.dumps(rules, sort_keys=True)}
+    return found
 
 
 def _finished_before(folder: RunFolder, suite: Suite) -> EvaluationResult | None:

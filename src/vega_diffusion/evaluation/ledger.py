@@ -17,6 +17,7 @@ from typing import Any
 from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation.results import EvaluationResult
 from vega_diffusion.evaluation.scores import Scores
+from vega_diffusion.inference.certificates import FOLDER as CERTIFICATES
 
 LEDGER = Path("benchmarks") / "results" / "test-ledger.jsonl"
 
@@ -127,11 +128,13 @@ def _scores(scores: Scores) -> dict[str, object]:
 def commit_here() -> str | None:
     """Return the commit of the current folder's repository, with "-dirty" where files differ, or None outside one.
 
-    Result files do not count: every run writes some.
+    Result files and certificates do not count: measurements write some.
     """
     try:
         commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+        changed = _git(
+            "status", "--porcelain", "--", ".", ":!benchmarks/results", f":(exclude,glob)**/{CERTIFICATES}/**"
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changed else commit

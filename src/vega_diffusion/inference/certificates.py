@@ -19,11 +19,26 @@ FOLDER = "certificates"
 
 
 def find_certificate(
-    model_folder: Path, digest: str, profile: str, backend: str, precision: str, decoder: str
+    model_folder: Path,
+    digest: str,
+    profile: str,
+    backend: str,
+    precision: str,
+    decoder: str,
+    tiny_digest: str | None,
 ) -> Certificate | None:
-    """Return a certificate of a profile for these very weights as they run here; the newest where there are several.
+    """Return the best certificate of a profile for these very weights as they run here.
 
     A damaged file is none: what it says cannot be trusted, and its profile then runs with a warning.
+
+    Args:
+        model_folder: Which may hold certificates.
+        digest: Of the model.
+        profile: Which.
+        backend: Of the U-Net.
+        precision: Of the U-Net.
+        decoder: `full` or `tiny`.
+        tiny_digest: Of the tiny autoencoder, which a model's digest does not know; it matters where it decodes.
     """
     definition = PROFILES[profile].definition(backend, precision)
     wanted = (profile, definition, digest, backend, precision, decoder)
@@ -31,8 +46,9 @@ def find_certificate(
         one
         for one in _certificates(model_folder, digest)
         if (one.profile, one.definition, one.model_digest, one.backend, one.precision, one.decoder) == wanted
+        and (decoder == "full" or one.tiny_digest == tiny_digest)
     ]
-    return max(found, key=lambda one: one.finished, default=None)
+    return max(found, key=lambda one: one.rank, default=None)
 
 
 def certificate_lines(

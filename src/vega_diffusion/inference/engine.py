@@ -165,8 +165,13 @@ class Engine:
                 yield self._finished(job, index, row, in_use)
 
     def route_of(self, request: GenerateRequest) -> InUse:
-        """Return what would run the U-Net for a request without LoRAs."""
-        return self.routes.open(PROFILES[request.profile or "exact"], ()).denoiser.in_use
+        """Return what would run the U-Net for a request.
+
+        Raises:
+            VegaError: A LoRA cannot be read.
+        """
+        loras = self.adapters.load(request.loras)
+        return self.routes.open(PROFILES[request.profile or "exact"], loras).denoiser.in_use
 
     def latents(self, request: GenerateRequest) -> Iterator[Tensor]:
         """Yield the clean latents `[1, C, h, w]` of a request's images, which `stream` would decode.
@@ -177,7 +182,8 @@ class Engine:
         job = self._job(request, {})
         for index in range(job.request.num_images):
             with self.adapters.injected(job.loras):
-                yield denoise(job.denoiser, self._started(job, range(index, index + 1), None, None))
+                found = denoise(job.denoiser, self._started(job, range(index, index + 1), None, None))
+            yield found  # outside the block: others draw under other LoRAs meanwhile
 
     def stream_many(
         self,
@@ -289,7 +295,9 @@ class Engine:
         """Return what is known of a resolved request's profile for these weights as this U-Net runs them."""
         parts, in_use, profile = self.components, denoiser.in_use, request.profile or "exact"
         decoder = decoder_there(parts, request.decoder)
-        return find_certificate(parts.folder, parts.digest, profile, in_use.backend, in_use.precision, decoder)
+        return find_certificate(
+            parts.folder, parts.digest, profile, in_use.backend, in_use.precision, decoder, parts.tiny_digest()
+        )
 
     def _draw_to_calibrate(self, count: int) -> Drawn:
         """Draw `CALIBRATION_PROMPTS`, each with the model's own settings; keep so many of the U-Net's questions."""

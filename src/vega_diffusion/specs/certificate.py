@@ -25,6 +25,8 @@ class Certificate(Spec):
         backend: What ran the U-Net.
         precision: In which numbers.
         decoder: Which autoencoder decoded.
+        tiny_digest: Of the tiny autoencoder where that one did.
+        runs: Evaluations behind prompt-following and Frechet distance: of `exact`, and of the profile.
         hardware: Where the speed was measured, as result files name it.
         threads: Of the processor.
         exact_s: Median seconds of a picture by `exact`.
@@ -54,6 +56,8 @@ class Certificate(Spec):
     backend: str
     precision: str
     decoder: Decoder
+    tiny_digest: str | None = None
+    runs: tuple[str, ...] = ()
     hardware: str
     threads: PositiveInt
     exact_s: PositiveFloat
@@ -75,9 +79,21 @@ class Certificate(Spec):
     versions: dict[str, str]
 
     @property
+    def route(self) -> str:
+        """What it is of: profile, backend, precision and decoder."""
+        return f"{self.profile}-{self.backend}-{self.precision}-{self.decoder}"
+
+    @property
+    def rank(self) -> tuple[bool, bool, str]:
+        """What makes one better than another of the same: the ruler, its larger list of prompts, then its date."""
+        is_ruled = self.following_change is not None
+        return is_ruled, is_ruled and self.following_split == "test", self.finished
+
+    @property
     def stem(self) -> str:
-        """Name of its file: one for every profile, route and machine."""
-        return f"{self.profile}-{self.backend}-{self.precision}-{self.decoder}-{self.hardware}"
+        """Name of its file: one for every route, measurement by the ruler and machine."""
+        ruler = "drift" if self.following_change is None else self.following_split
+        return f"{self.route}-{ruler}-{self.hardware}"
 
     def __str__(self) -> str:
         following = "not measured"

@@ -6,6 +6,7 @@ draws with `Engine`: `unsuited` and `open` say so before anything is drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from vega_diffusion.inference.certificates import certificate_lines, find_certif
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
 from vega_diffusion.inference.lean.bundle import Bundle, find_bundle, find_table
 from vega_diffusion.inference.lean.networks import LeanNetworks, latent_shape
-from vega_diffusion.inference.lean.noise import TorchNoise, rounded_to_bfloat16
+from vega_diffusion.inference.lean.noise import BLOCK, TorchNoise, rounded_to_bfloat16
 from vega_diffusion.inference.lean.sampler_table import SamplerTable
 from vega_diffusion.inference.lean.text import LeanTokenizer
 from vega_diffusion.inference.lines import cut_text, no_tiny_decoder, not_finite_latents
@@ -115,6 +116,8 @@ class LeanEngine:
         resolved = request.resolved(bundle.spec.generation)
         assert resolved.sampler and resolved.num_steps and resolved.width and resolved.height, "a resolved request"
         if bundle.spec.unet.time_cond_proj_dim is not None or tile_px_for(resolved.width, resolved.height) is not None:
+            return None
+        if bundle.dtype == "bfloat16" and math.prod(latent_shape(bundle, resolved)) % BLOCK:
             return None
         table = find_table(store, folder, resolved.sampler, resolved.num_steps)
         if table is None:
@@ -252,8 +255,10 @@ class LeanEngine:
 
     def _certified(self, request: GenerateRequest) -> tuple[str, ...]:
         profile, in_use = request.profile or "exact", self._networks.unet.in_use
-        backend, precision, digest = in_use.backend, in_use.precision, self._kept.bundle.model_digest
-        found = find_certificate(self._kept.folder, digest, profile, backend, precision, self._decoder)
+        backend, precision, bundle = in_use.backend, in_use.precision, self._kept.bundle
+        found = find_certificate(
+            self._kept.folder, bundle.model_digest, profile, backend, precision, self._decoder, bundle.tiny_digest
+        )
         return certificate_lines(found, profile, backend, precision, self._kept.model)
 
     def _record(self, request: GenerateRequest) -> PictureRecord:
