@@ -187,3 +187,20 @@ def test_a_model_folder_becomes_one_file(convert: Convert) -> None:
         assert (code, len(err)) == (2, 1)
         assert told in err[0]
     assert not Path("new.safetensors").exists()
+
+
+def test_what_is_read_is_not_deleted_with_an_older_model(convert: Convert) -> None:
+    """`--force` replaces a whole folder: inputs inside it would go with it."""
+    Path("old").mkdir()
+    Path("old/model_index.json").write_text("{}")
+    Path("style.safetensors").rename("old/style.safetensors")
+    Path("old/whole.safetensors").write_text("mine")
+    for arguments in (
+        ("merge", "MODEL", "old/style.safetensors", "old"),
+        ("folder", "old/whole.safetensors", "old", "--tokenizers", "MODEL"),
+    ):
+        code, _, err = convert(*arguments, "--force")
+        assert (code, len(err)) == (2, 1)
+        assert "OUT: 'old'" in err[0]
+        assert "which is read" in err[0]
+    assert {one.name for one in Path("old").iterdir()} == {"model_index.json", "style.safetensors", "whole.safetensors"}

@@ -115,3 +115,18 @@ def test_bad_input_is_one_line(
     assert len(error) == 1
     assert message in error[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_what_is_no_model_is_not_replaced(
+    run: str, is_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "holiday"
+    mine = place if is_file else place / "photo.jpg"
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    assert main(["export", run, str(place)]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"FOLDER: {str(place)!r} is not allowed" in error
+    assert "model_index.json" in error
+    assert mine.read_text() == "mine"

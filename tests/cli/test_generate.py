@@ -14,7 +14,34 @@ import pytest
 from PIL import Image
 
 from vega_diffusion.cli.main import main
+from vega_diffusion.inference.certificates import keep_certificate
+from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.metadata import read_record
+from vega_diffusion.inference.routes import route_ahead
+from vega_diffusion.specs.certificate import Certificate
+from vega_diffusion.specs.profile import PROFILES
+
+MADE = Certificate(
+    profile="turbo",
+    definition=PROFILES["turbo"].definition("torch", "fp32"),
+    model="tiny",
+    model_digest="a" * 64,
+    backend="torch",
+    precision="fp32",
+    decoder="full",
+    hardware="2-core-test",
+    threads=1,
+    exact_s=1.0,
+    profile_s=0.5,
+    speedup=2.0,
+    num_prompts=3,
+    latent_cosine_median=0.99,
+    latent_cosine_min=0.9,
+    psnr_db_median=30.0,
+    ssim_median=0.95,
+    finished="2026-01-01T00:00:00+00:00",
+    versions={"torch": "2"},
+)
 
 
 class Vega:
@@ -124,6 +151,14 @@ def test_a_replay_takes_changes(vega: Vega) -> None:
     assert changed == original.model_copy(update={"prompt": "a dog", "seed": 6})
 
 
+def test_a_replay_drops_what_only_followed_from_what_changes(vega: Vega) -> None:
+    (picture,) = vega.draw("--seed", "5", "--negative-prompt", "blurry")
+    code, _, err = vega("--from", str(picture), "--guidance-scale", "1", "--width", "72", "--output", "changed.png")
+    assert code == 0, err
+    changed = read_record(Path("changed.png")).request
+    assert (changed.negative_prompt, changed.guidance_interval, changed.original_size) == (None, None, (64, 72))
+
+
 def test_a_replay_on_other_weights_is_refused(vega: Vega, model_folders: dict[str, Path], tmp_path: Path) -> None:
     moved = tmp_path / "model"
     moved.symlink_to(vega.model)
@@ -175,6 +210,35 @@ def test_a_plan_draws_nothing(vega: Vega) -> None:
     assert plan["work_ratio"] > 1
     assert out[0].split() == ["profile", "turbo"]
     assert list(vega.folder.iterdir()) == []
+
+
+def test_a_plan_counts_the_pixels_of_the_picture_it_starts_from(vega: Vega) -> None:
+    Image.new("RGB", (96, 96)).save("init.png")
+    asked = ("a cat", "--model", str(vega.model), "--num-steps", "4", "--strength", "1", "--plan", "--json")
+    small, large, its_own = (
+        json.loads(vega(*asked, "--init-image", "init.png", *size)[1][-1])["unet_gmac"]
+        for size in (("--width", "64", "--height", "64"), ("--width", "96", "--height", "96"), ())
+    )
+    assert small < large == its_own
+
+
+def test_a_plan_says_what_is_known_of_the_profile(vega: Vega, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEGA_HOME", str(vega.folder / "home"))
+    asked = ("a cat", "--model", str(vega.model), "--profile", "turbo", "--dtype", "float32", "--plan")
+    _, out, _ = vega(*asked)
+    assert [line for line in out if line.startswith("profile turbo: not certified for these weights on ")] == out[-1:]
+    parts = Components.open(str(vega.model), "cpu", "float32", None)
+    backend, precision = route_ahead(parts, PROFILES["turbo"], (), lambda line: None)
+    route = {"backend": backend, "precision": precision, "model_digest": parts.digest}
+    made = MADE.model_copy(update=route | {"definition": PROFILES["turbo"].definition(backend, precision)})
+    keep_certificate(made)
+    _, out, _ = vega(*asked)
+    assert out[5:] == str(made).splitlines()
+    _, out, _ = vega(*asked, "--reuse", "8")
+    assert "its certificate does not hold with reuse as this request has it" in out[-1]
+    assert len(out) == 6
+    _, out, _ = vega("a cat", "--model", str(vega.model), "--plan")
+    assert len(out) == 5, "exact needs no certificate"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,13 @@ def test_each_filter_removes_what_it_names(index: PictureIndex, filters: dict, r
     assert [picture.name for picture in kept.pictures] == [name for name in ROWS if name not in gone]
     assert (report.found, report.kept) == (8, 7 - len(gone))
     assert kept.left_out == report.left_out
+
+
+def test_a_score_that_is_no_number_is_none(index: PictureIndex):
+    unknown = [replace(one, facts={"pwatermark": float("nan")}) for one in index.pictures[:1]]
+    kept, report = curate(replace(index, pictures=(*unknown, *index.pictures[1:])), CurationSpec(max_watermark=0.95))
+    assert report.left_out["without a number in pwatermark"] == ("a.png", "e.png")
+    assert len(kept.pictures) == 5
 
 
 def test_whose_pictures_are_left_is_said(index: PictureIndex):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +173,17 @@ def test_one_changed_picture_is_encoded_alone(recipe: Path, folder: Path, tmp_pa
     (folder / "metadata.jsonl").write_text(text.replace("0.png", "9.png").replace("2 apples", "two pears"))
     assert source_of(recipe).fingerprint() != renamed.fingerprint()
     assert stores() == {name: size + grown.get(name, 0) for name, size in before.items()}
+
+
+def test_keys_know_how_pictures_were_scaled_and_latents_too(recipe: Path):
+    """What a teacher answered about a sample is found by its key alone; saved runs keep their fingerprint."""
+    first, second = source_of(recipe), source_of(recipe, "data.interpolation=nearest")
+    assert first.fingerprint() == second.fingerprint()
+    scaled = copy(first)
+    scaled.scaling_factor = 2 * first.scaling_factor
+    keys = [source.keys([0])[0].key for source in (first, second, scaled, source_of(recipe))]
+    assert len(set(keys)) == 3
+    assert keys[0] == keys[3]
 
 
 def test_another_autoencoder_has_latents_of_its_own(recipe: Path, tmp_path: Path):

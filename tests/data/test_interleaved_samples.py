@@ -37,7 +37,7 @@ def test_samples_alternate_and_keep_what_is_theirs():
     assert batch.captions == [f"caption {name}" for name in batch.sample_ids]
     assert batch.tensors["latents"].tolist() == [2, 102, 3, 103, 4, 104]
     assert batch.tensors["time_ids"].tolist() == [4, 204, 6, 206, 8, 208]
-    assert [key.key for key in pairs.keys(range(4, 10))] == batch.sample_ids
+    assert [key.key.split()[0] for key in pairs.keys(range(4, 10))] == batch.sample_ids
     one = pairs.load([7])
     assert (one.sample_ids, one.tensors["loss_weight"].tolist()) == (["b3"], [1.0])
 
@@ -60,13 +60,20 @@ def test_another_weight_is_another_source():
     assert len(prints) == 4
 
 
+def test_keys_know_the_position_in_the_run_on_which_noise_depends():
+    same = Numbers("a", 0.0)
+    alone, two, three = (InterleavedSamples([same] * count, [1.0] * count) for count in (1, 2, 3))
+    keys = [key.key for source in (alone, two, three) for key in source.keys(range(6))]
+    assert len(set(keys)) == 18
+
+
 def test_three_sources_take_turns():
     turns = InterleavedSamples([Numbers("a", 0.0), Numbers("b", 100.0), Numbers("c", 200.0)], [1.0, 0.5, 2.0])
     batch = turns.load(range(2, 8))
     assert batch.sample_ids == ["c0", "a1", "b1", "c1", "a2", "b2"]
     assert batch.tensors["latents"].tolist() == [200, 1, 101, 201, 2, 102]
     assert batch.tensors["loss_weight"].tolist() == [6.0, 3.0, 1.5, 6.0, 3.0, 1.5]
-    assert [key.key for key in turns.keys(range(2, 8))] == batch.sample_ids
+    assert [key.key.split()[0] for key in turns.keys(range(2, 8))] == batch.sample_ids
     losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
     batch = turns.load(range(6))
     total = Loss.from_samples(losses * batch.tensors["loss_weight"]).total

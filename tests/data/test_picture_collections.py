@@ -55,6 +55,32 @@ def test_shards_hold_what_webdataset_wrote_into_them(shards: Path):
     assert len(ShardPictures(shards / "00000.tar").entries()) == 3
 
 
+def test_a_samples_own_members_come_before_those_of_a_further_suffix(tmp_path: Path):
+    members = {
+        "1.png": file_of("red"),
+        "1.mask.png": file_of("white"),
+        "1.txt": b"a wall",
+        "1.ocr.txt": b"EXIT",
+        "1.json": b'{"license": "CC0-1.0"}',
+        "1.meta.json": b'{"text": "no caption"}',
+        "2.png": file_of("blue"),
+        "2.jpg": file_of("green"),
+        "2.txt": b"two walls",
+        "3.small.png": file_of("yellow"),
+        "3.txt": b"a small wall",
+    }
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    index = index_pictures(ShardPictures(tmp_path))
+    assert [(one.name, one.caption) for one in index.pictures] == [("a.tar/1", "a wall"), ("a.tar/3", "a small wall")]
+    assert index.pictures[0].facts == {"license": "CC0-1.0"}
+    assert [index.read(one) for one in index.pictures] == [file_of("red"), file_of("yellow")]
+    assert index.left_out == {"with several pictures": ("a.tar/2",)}
+
+
 def test_a_data_set_is_read_like_a_folder(tmp_path: Path):
     rows = {
         "picture": [{"bytes": file_of(colour), "path": None} for colour in COLOURS],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from vega_diffusion.data.latent_cache import LatentCacheBuilder
+from vega_diffusion.data.row_cache import folder_name
 from vega_diffusion.data.scene_captions import SceneCaptions
 from vega_diffusion.data.scene_images import SceneImages
 from vega_diffusion.data.scene_latents import SceneLatents
-from vega_diffusion.data.scene_stream import phrasings, scene_stream, stream_digest
+from vega_diffusion.data.scene_stream import phrasings, scene_stream, stream_digest, stream_identity
 from vega_diffusion.data.scenes.atlas import SpriteAtlas
 from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.data.scenes.targets import IGNORE, mention_classes, mention_sizes, slot_sizes
@@ -23,6 +25,9 @@ from vega_diffusion.data.scenes.vocabulary import load_vocabulary
 from vega_diffusion.data.tokens import TokenizerPair
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.data import SceneLatentsSpec, SceneMixSpec
+from vega_diffusion.specs.recipe import TrainRecipe
+from vega_diffusion.training.components import model_spec
+from vega_diffusion.training.sources import open_latents
 
 STREAM = scene_stream(SceneMixSpec())
 
@@ -168,3 +173,35 @@ def test_mixes_reach_the_scenes():
     assert stream_digest(stream, 0) != stream_digest(STREAM, 0) != stream_digest(STREAM, 1)
     with pytest.raises(InvalidValue, match="unicorn-shop"):
         scene_stream(SceneMixSpec(nouns=("unicorn-shop",)))
+
+
+def test_a_mix_that_the_first_scenes_do_not_show_has_latents_of_its_own(tmp_path, monkeypatch):
+    """The digest sees 64 scenes: a rare thing comes later. A run's fingerprint stays what saved runs have."""
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    found = []
+    for rate in (1e-9, 2e-9):
+        mix = {"high_resolution_rate": rate, "low_resolution_rate": 0.0}
+        data = {"kind": "scene_latents", "num_scenes": 2, "captions_per_scene": 1, "mix": mix}
+        recipe = TrainRecipe.from_dict(
+            {
+                "model": {"base": "vega-mini", "train": ["unet"], "weights": {"vae": "vega-mini"}},
+                "data": data,
+                "objective": {"kind": "denoising"},
+                "steps": 1,
+                "batch_size": 1,
+                "micro_batch_size": 1,
+            }
+        )
+        assert isinstance(recipe.data, SceneLatentsSpec)
+        stream = scene_stream(recipe.data.mix)
+        found.append(open_latents(recipe, recipe.data, model_spec(recipe), stream, torch.device("cpu")))
+    (first, _, name), (second, _, same_name) = found
+    assert name == same_name
+    assert first.folder != second.folder
+    decides = json.loads((first.folder / "identity.json").read_text())
+    assert decides.pop("mix") != json.loads((second.folder / "identity.json").read_text())["mix"]
+    assert decides.pop("grammar")
+    assert folder_name(decides) == name
+    keys = [SceneLatents(SceneLatentsSpec(), one, None, 1.0, name).keys([0])[0].key for one in (first, second)]  # type: ignore[arg-type]
+    assert keys[0] != keys[1]
+    assert stream_identity(SceneMixSpec()) == stream_identity(SceneMixSpec(crop_rate=0.08)), "the default, said"

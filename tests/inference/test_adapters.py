@@ -222,3 +222,26 @@ def test_weights_are_read_off_the_name(text: str, file: str, weight: float) -> N
 def test_bad_weights_are_refused(text: str) -> None:
     with pytest.raises(InvalidValue, match="loras: .*FILE@WEIGHT, a weight from -10 to 10"):
         GenerateRequest(prompt="x", loras=(text,))
+
+
+def test_latents_that_are_taken_one_by_one_keep_nobody_waiting(engine: Engine, files: dict[str, str]) -> None:
+    request = REQUEST.model_copy(update={"loras": (files["unet"],), "num_images": 2})
+    under: Any = engine.latents(request)
+    next(under)
+    pool = ThreadPoolExecutor(1)
+    try:
+        assert len(pool.submit(engine.generate, REQUEST).result(timeout=120)) == 1
+    finally:
+        under.close()  # lets go of what it may hold
+        pool.shutdown()
+
+
+def test_a_replay_under_a_lora_asks_for_the_route_under_it(
+    engine: Engine, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    request = REQUEST.model_copy(update={"loras": (files["unet"],), "profile": "balanced"})
+    (picture,) = engine.generate(request)
+    assert picture.record.backend == "torch"
+    assert engine.check_repeats(picture.record, picture.record.request) == ()
+    assert not (tmp_path / "openvino").exists(), "nothing was converted to answer that"

@@ -10,6 +10,7 @@ from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.certificates import find_certificate, keep_certificate
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.engine import Engine
+from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.certificate import Certificate
 from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.specs.request import GenerateRequest
@@ -39,7 +40,7 @@ ROUTE = ("turbo", "torch", "fp32", "full")
 
 
 def found(
-    folder: Path, digest: str = "a" * 64, route: tuple[str, ...] = ROUTE, tiny: str | None = None
+    folder: Path, digest: str = "a" * 64, route: tuple[str, str, str, str] = ROUTE, tiny: str | None = None
 ) -> Certificate | None:
     return find_certificate(folder, digest, *route, tiny)
 
@@ -74,7 +75,9 @@ def test_what_was_kept_is_found_and_the_newest_counts(tmp_path: Path, beside_the
         ("a" * 64, ("turbo", "torch", "fp32", "tiny")),
     ],
 )
-def test_a_certificate_holds_for_its_weights_and_route_alone(tmp_path: Path, digest: str, route: tuple[str, ...]):
+def test_a_certificate_holds_for_its_weights_and_route_alone(
+    tmp_path: Path, digest: str, route: tuple[str, str, str, str]
+):
     keep_certificate(MADE, tmp_path)
     assert found(tmp_path, digest, route) is None
 
@@ -128,11 +131,17 @@ def test_a_certificate_says_on_which_prompts_it_was_measured():
     assert type(MADE).from_json(written.replace('"dev"', '"test"')).following_split == "test"
 
 
+def short(spec: ModelSpec) -> ModelSpec:
+    """A model whose own number of steps is 2: a certificate holds for no other."""
+    return spec.model_copy(update={"generation": spec.generation.model_copy(update={"num_steps": 2})})
+
+
 def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     torch_alone = PROFILES["turbo"].model_copy(update={"routes": PROFILES["turbo"].routes[-1:]})  # converts nothing
     monkeypatch.setitem(PROFILES, "turbo", torch_alone)
     engine = Engine(Components.open(str(tiny_folder), "cpu", "float32", None))
-    request = GenerateRequest(prompt="a cat", num_steps=2, seed=1, profile="turbo")
+    monkeypatch.setattr(engine.components, "spec", short(engine.components.spec))
+    request = GenerateRequest(prompt="a cat", seed=1, profile="turbo")
     (picture,) = engine.generate(request)
     uncertified = [line for line in picture.warnings if "not certified" in line]
     assert len(uncertified) == 1
@@ -142,6 +151,10 @@ def test_a_profile_runs_with_a_warning_until_it_is_certified(tiny_folder: Path, 
     keep_certificate(MADE.model_copy(update=route))
     (picture,) = engine.generate(request)
     assert not any("not certified" in line for line in picture.warnings)
+    changed = request.model_copy(update={"reuse": 8, "guidance_interval": (0.0, 0.3)})
+    (other,) = engine.generate(changed)
+    (line,) = (line for line in other.warnings if "certificate does not hold" in line)
+    assert "with guidance_interval, reuse as this request has it" in line
     assert (picture.record.backend, picture.record.precision) == (in_use.backend, in_use.precision)
     assert picture.record.request.profile == "turbo"
     for high, told in ((0.01, False), (-0.02, True)):

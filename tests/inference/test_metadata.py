@@ -106,6 +106,13 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
         read_record(tmp_path / "cut.png")
 
 
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_png(picture(), tmp_path / "giant.png", RECORD, "Euler")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(MissingFile, match="not a readable picture"):
+        read_record(tmp_path / "giant.png")
+
+
 FULL_DISK = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])

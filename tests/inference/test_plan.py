@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.plan import plan_picture
+from vega_diffusion.models.autoencoder import build_tiny_autoencoder
 from vega_diffusion.models.measure import unet_macs
 from vega_diffusion.specs.request import GenerateRequest
+from vega_diffusion.specs.tiny_autoencoder import TAESD
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,13 @@ def test_a_sampler_of_second_order_evaluates_twice_a_step(components: Components
     assert plan_picture(components, request).num_steps == 19
 
 
-def test_reports_say_what_they_hold(components: Components):
-    plan = plan_picture(components, GenerateRequest(prompt="a cat", profile="realtime"))
+def test_reports_say_what_they_hold(tiny_folder: Path, tmp_path: Path):
+    request = GenerateRequest(prompt="a cat", profile="realtime")
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    without = plan_picture(Components.open(str(model), "cpu", "float32", None), request)
+    assert without.decoder_gmac is not None, "the full one decodes where there is no tiny one"
+    build_tiny_autoencoder(TAESD).save_pretrained(model / "vae_tiny")
+    plan = plan_picture(Components.open(str(model), "cpu", "float32", None), request)
     assert plan.decoder_gmac is None
     assert plan.to_dict()["profile"] == "realtime"
     assert "tiny" in str(plan)

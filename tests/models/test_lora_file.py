@@ -121,6 +121,17 @@ def test_diffusers_notes_are_heeded(tmp_path: Path):
         assert [read[name].alpha for name in adapters] == expected
 
 
+def test_notes_of_text_encoders_are_found_under_published_names(tmp_path: Path):
+    """As PEFT writes them of networks that have `text_model.`, and as we do."""
+    adapters = {f"text_encoder.encoder.layers.{number}.mlp.fc1": adapter((6, 4), 4) for number in range(3)}
+    write_lora(tmp_path / "it", LoraFile("diffusers", adapters))
+    tensors = load_file(tmp_path / "it")
+    patterns = {"text_model.encoder.layers.0.mlp.fc1": 2.5, "encoder.layers.1.mlp.fc1": 3}
+    noted = {"text_encoder.lora_alpha": 8, "text_encoder.alpha_pattern": patterns}
+    save_file(tensors, tmp_path / "it", {"lora_adapter_metadata": json.dumps(noted)})
+    assert [one.alpha for one in read_lora(tmp_path / "it").adapters.values()] == [2.5, 3.0, 8.0]
+
+
 def test_a_linear_adapter_may_be_dora_only_where_all_are_in_diffusers_layout(tmp_path: Path):
     mixed = {"unet.a": adapter((6, 4), dora=True), "unet.b": adapter((6, 4))}
     with pytest.raises(VegaError, match="DoRA magnitudes and others none.*--layout kohya"):

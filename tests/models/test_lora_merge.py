@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_a_merged_folder_holds_the_changed_weights_and_tells_of_it(
     ]
     assert said["base"] == {"weights": "random"}
     assert "one.safetensors" in (folder / "README.md").read_text()
+
+
+def test_the_scheduler_stays_as_it_is(tiny_folder: Path, loras: list[WeightedFile], tmp_path: Path):
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (model / "vega.json").unlink()  # it would have to say the same
+    config = model / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(read_json(config) | {"timestep_spacing": "trailing", "sigma_max": 12.0}))
+    merge_model(model, "the-base", loras, tmp_path / "merged")
+    assert (tmp_path / "merged/scheduler/scheduler_config.json").read_bytes() == config.read_bytes()
+    assert load_spec(tmp_path / "merged").schedule == load_spec(model).schedule
 
 
 def test_a_tiny_autoencoder_goes_along(tiny_folder: Path, loras: list[WeightedFile], tmp_path: Path):

@@ -14,6 +14,7 @@ from vega_diffusion.diffusion.parameterisation import PredictionType, convert
 from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.diffusion.weighting import min_snr_weight
 from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.models.attention import use_training_attention
 from vega_diffusion.models.surgery import carve
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.objectives.build import build_denoising, build_objective
@@ -87,6 +88,17 @@ def test_a_student_equal_to_its_teacher_has_the_task_loss_alone(level, scale):
     task = plain(nn.ModuleDict({"unet": student}), batch(), PositionRng(3, range(40, 44)))
     torch.testing.assert_close(loss.per_sample, task.per_sample)
     assert loss.parts["mse"] > 0
+
+
+def test_features_of_samples_that_share_a_prompt_are_compared_with_their_own():
+    student, data = unet(SMALL, 1), batch(["a", "b", "a", "b"])
+    use_training_attention(student)  # which reads each prompt once, in another order than the samples'
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        data.tensors[name] = data.tensors[name][[0, 1, 0, 1]]
+    made = objective(spec_of(feature_scale="relative"), [unet(SMALL, 1)])
+    loss = made(nn.ModuleDict({"unet": student}), data, PositionRng(3, range(40, 44)))
+    assert loss.parts["output"] < 1e-6
+    assert loss.parts["feature"] < 1e-6
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.5, 0.5), (0.0, 2.0, 0.0), (0.3, 0.0, 0.7)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.objectives.features import SilentHook, captured, feature_pairs
 from vega_diffusion.specs.known_maps import KNOWN_MAPS, find_map
@@ -41,6 +42,24 @@ def test_which_belongs_to_which():
     assert all(pair.student == pair.teacher for pair in feature_pairs("self_attention", whole))
     deeper = find_map("first", MINI_SDXL.unet, VEGA_MINI.unet)  # new blocks have no counterpart
     assert len(feature_pairs("self_attention", deeper)) == 15
+
+
+def test_of_blocks_that_came_from_one_the_last_is_compared():
+    layer = "down_blocks.2.attentions.0"
+    stretched = find_map("stretch", MINI_SDXL.unet, VEGA_MINI.unet)
+    origins = stretched.kept(layer)
+    assert origins == (0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
+    pairs = [pair for pair in feature_pairs("transformer_block", stretched) if pair.student.startswith(layer)]
+    found = [(pair.student.rpartition(".")[2], pair.teacher.rpartition(".")[2]) for pair in pairs]
+    assert found == [("4", "0"), ("9", "-1")]
+
+
+def test_blocks_that_do_not_ascend_have_no_runs():
+    first, second = (f"down_blocks.2.attentions.0.transformer_blocks.{number}" for number in (0, 1))
+    turned = VEGA.model_copy(update={"blocks": VEGA.blocks | {first: VEGA.blocks[second], second: VEGA.blocks[first]}})
+    with pytest.raises(InvalidValue, match=rf"map.blocks.{second}: .* in ascending order at feature_level"):
+        feature_pairs("transformer_block", turned)
+    assert len(feature_pairs("self_attention", turned)) == 15
 
 
 @pytest.mark.parametrize("level", ["block", "module", "transformer_block", "self_attention"])

@@ -152,6 +152,29 @@ def test_a_recipe_saved_before_there_was_a_setting_still_stands(path):
     assert TrainRecipe.read(path, ["optimizer.lr=2e-4"]).changed_keys(old) == ["optimizer.lr"]
 
 
+@pytest.mark.parametrize(
+    ("saved", "now", "key"),
+    [
+        (("optimizer.weight_decays={unet=0.0}",), (), "optimizer.weight_decays.unet"),
+        ((), ("optimizer.weight_decays={unet=0.0}",), "optimizer.weight_decays.unet"),
+        (("ema=none",), (), "ema.decay"),
+        ((), ("ema=none",), "ema.decay"),
+        (("model.freeze_after={}",), ("model.freeze_after={}", "model.lora={}"), "model.lora.rank"),
+        (("model.freeze_after={}", "model.lora={}"), ("model.freeze_after={}",), "model.lora.rank"),
+    ],
+)
+def test_nothing_and_a_table_of_defaults_are_two_things(path, saved, now, key):
+    before, after = TrainRecipe.read(path, saved), TrainRecipe.read(path, now)
+    assert key in after.changed_keys(before.identity())
+    older = {name: value for name, value in before.identity().items() if value is not None}  # of before there was lora
+    assert key in after.changed_keys(older) or key == "ema.decay"
+    assert before.changed_keys(before.identity()) == after.changed_keys(after.identity()) == []
+
+
+def test_none_is_a_value_of_sharding(path):
+    assert TrainRecipe.read(path, ["sharding=none"]).sharding == "none"
+
+
 def test_none_is_no_value(path):
     recipe = TrainRecipe.read(path, ["ema=none", "max_grad_norm=none", "objective.min_snr_gamma=none"])
     assert (recipe.ema, recipe.max_grad_norm, recipe.objective.min_snr_gamma) == (None, None, None)  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.specs.architecture import GenerationDefaults
+from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.specs.request import SAMPLERS, GenerateRequest
 
 DEFAULTS = GenerationDefaults(
@@ -165,3 +166,58 @@ def test_json_gives_the_same_request_back(
         prompt=prompt, seed=seed, num_steps=steps, guidance_scale=scale, width=width, sampler=sampler
     )
     assert GenerateRequest.from_json(first.to_json()) == first
+
+
+def recorded(**fields: object) -> GenerateRequest:
+    """What a record holds: all of it resolved."""
+    return request(seed=1, **fields).resolved(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("fields", [{}, {"guidance_scale": 1.0}, {"negative_prompt": "", "reuse": 3, "width": 32}])
+def test_a_replay_without_changes_is_the_same_request(name: str, fields: dict[str, object]) -> None:
+    then = recorded(profile=name, **fields)
+    assert then.changed({}).resolved(DEFAULTS) == then
+
+
+@pytest.mark.parametrize("then", PROFILES)
+@pytest.mark.parametrize("now", PROFILES)
+def test_a_replay_by_another_profile_is_drawn_as_that_one_says(then: str, now: str) -> None:
+    assert recorded(profile=then).changed({"profile": now}).resolved(DEFAULTS) == recorded(profile=now)
+
+
+def test_what_is_given_beside_a_profile_and_what_no_profile_says_stay() -> None:
+    then = recorded(sampler="ddim", num_steps=7, reuse=3)
+    changed = then.changed({"profile": "turbo", "decoder": "tiny"}).resolved(DEFAULTS)
+    assert changed == recorded(sampler="ddim", num_steps=7, profile="turbo", decoder="tiny")
+    changed = then.changed({"profile": "realtime", "num_steps": "8"}).resolved(DEFAULTS)
+    assert (changed.num_steps, changed.sampler, changed.guidance_scale) == (8, "lcm", 1.0)
+    with pytest.raises(VegaError, match="profile"):
+        then.changed({"profile": "fastest"})
+
+
+def test_a_replay_without_guidance_drops_what_only_guidance_takes() -> None:
+    then = recorded(profile="turbo", negative_prompt="ugly")
+    assert then.changed({"guidance_scale": "1"}).resolved(DEFAULTS) == recorded(profile="turbo", guidance_scale=1.0)
+    with pytest.raises(VegaError, match="negative_prompt"):
+        then.changed({"guidance_scale": "1", "negative_prompt": "ugly"})
+    again = recorded(guidance_scale=1.0).changed({"guidance_scale": 5}).resolved(DEFAULTS)
+    assert again == recorded(guidance_scale=5.0), "and the model's own negative prompt comes back with it"
+    whole = then.changed({"guidance_interval": ["0", "1"]}).resolved(DEFAULTS)
+    assert (whole.guidance_interval, whole.guidance_kept) == ((0.0, 1.0), 0.0)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_departs_from_a_profile_is_named(name: str) -> None:
+    same = {"prompt_syntax": "weighted", "negative_prompt": "", "width": 32, "decoder": "full"}
+    assert recorded(profile=name, **same).departs(DEFAULTS) == ()
+    other = recorded(profile=name, num_steps=7, reuse=9, guidance_scale=3.0, guidance_interval=(0.1, 0.2))
+    assert set(other.departs(DEFAULTS)) >= {"num_steps", "reuse", "guidance_scale", "guidance_interval"}
+    said_itself = recorded(profile=name, num_steps=recorded(profile=name).num_steps)
+    assert said_itself.departs(DEFAULTS) == ()
+
+
+def test_a_replay_in_another_size_is_conditioned_on_that() -> None:
+    assert recorded().changed({"width": 32}).resolved(DEFAULTS) == recorded(width=32)
+    other = recorded(original_size=(10, 20)).changed({"width": 32}).resolved(DEFAULTS)
+    assert other.original_size == (10, 20), "what was said stays"

@@ -72,6 +72,22 @@ def test_joined_maps_are_carved_one_after_the_other():
     assert preset("ssd-mini").unet.up_depths == SSD_1B.unet.up_depths
 
 
+def test_rules_are_no_part_of_joined_maps_and_it_is_said_before_a_stage_is_trained():
+    joined = r"map: 'even' .* in 'even \+ even', whose maps are joined: ssd-1b, .*, same, .* vega map show RULE"
+    with pytest.raises(InvalidValue, match=joined) as error:
+        expand(
+            recipe('stages=[{ name = "a", base = "ssd-mini", map = "even", steps = 900 }]', "model.surgery.map=even"),
+            "r",
+        )
+    assert "random" not in str(error.value)
+    (_, first), (_, last) = expand(
+        recipe('stages=[{ name = "a", base = "vega-mini", map = "even", steps = 900 }]', "model.surgery.map=same"), "r"
+    )
+    assert [one.objective.teachers[0].map for one in (first, last)] == ["even", "even + same"]  # type: ignore[union-attr]
+    even = find_map("even", VEGA.unet, SDXL.unet)
+    assert find_map("even + same", VEGA.unet, SDXL.unet).blocks == even.blocks
+
+
 def teachers(*bounds: tuple[int, int | None]) -> str:
     entries = [
         f'{{ name = "{number}", base = "mini-sdxl", weights = "run:a", map = "vega", start_step = {start}'

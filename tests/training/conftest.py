@@ -69,7 +69,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         directory = RunDirectory(name, tmp_path)
         directory.create()
         objective = Autoencoding(AutoencodingSpec.model_validate(recipe.objective.model_dump()))
-        more = {"publish": lambda student: publish_components(student, directory.ema)} | more
+        more = {"publish": lambda student, step: publish_components(student, directory.ema, step)} | more
         return Trainer(
             recipe,
             tiny_student(recipe),

@@ -112,6 +112,9 @@ def test_a_word_is_learnt_and_nothing_else_of_the_text_encoders(recipe: Path, ca
     options = [part for change in changes for part in ("--set", change)]
     assert main(["train", str(recipe), "--run-name", "warm", *options, "--init-from", "vega-mini"]) == 2
     assert "nothing with model.words" in capsys.readouterr().err
+    guarded = ["--set", "model.lora=none", "--set", "data.prior.target=model", "--init-from", "vega-mini"]
+    assert main(["train", str(recipe), "--run-name", "warm", *guarded]) == 2
+    assert 'nothing with data.prior.target = "model"' in capsys.readouterr().err
     assert main(["train", str(recipe), "--run-name", "straight", *options]) == 0
     assert main(["train", str(recipe), "--run-name", "cut", *options, "--set", "steps=2"]) == 0
     assert main(["train", str(recipe), "--run-name", "cut", *options]) == 0

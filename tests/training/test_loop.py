@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.training.guard import NotFinite, RunStopped
 from vega_diffusion.training.metrics import read_metrics
 from vega_diffusion.training.state import optimizer_tensors
+
+FIXED = {"kind": "cosine", "warmup_steps": 2, "decay_steps": 6}
 
 
 def weights(trainer):
@@ -214,3 +217,47 @@ def test_unknown_modules_are_refused(make_trainer, recipe):
         make_trainer(recipe(compile=["vae.engine"]))
     with pytest.raises(InvalidValue, match="model.freeze: 'vae.engine'"):
         make_trainer(recipe(model={"base": "vega-mini", "train": ["vae"], "freeze": ["vae.engine"]}))
+
+
+def test_a_publication_that_failed_is_made_up_for(make_trainer, recipe):
+    def full(student, step):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    unbroken = make_trainer(recipe(), "unbroken")
+    unbroken.train()
+    assert unbroken.directory.published_step() == 6
+    make_trainer(recipe(steps=3, lr_schedule=FIXED)).train()
+    with pytest.raises(OSError, match="No space left"):  # as a kill after the state's renaming
+        broken = make_trainer(recipe(lr_schedule=FIXED), publish=full)
+        broken.resume()
+        broken.train()
+    directory = broken.directory
+    assert (directory.states / "step-00000006").is_dir()
+    (directory.path / ".tmp-ema-1").mkdir()
+    (directory.path / ".tmp-old-ema-1").mkdir()
+    directory.recipe.write_text(recipe(lr_schedule=FIXED).to_json())
+    assert not directory.is_done(recipe(lr_schedule=FIXED)), "ema/ is of step 3"
+    again = make_trainer(recipe(lr_schedule=FIXED))
+    again.resume()
+    again.train()
+    assert directory.is_done(recipe(lr_schedule=FIXED))
+    assert not list(directory.path.glob(".tmp-*"))
+    published = AutoencoderKL.from_pretrained(directory.ema / "vae")
+    averages = again.ema.state_dict()
+    assert all(torch.equal(value, averages[f"vae.{name}"]) for name, value in published.named_parameters())
+    (directory.ema / "step.json").unlink()  # as of a run from before that was written
+    assert directory.is_done(recipe(lr_schedule=FIXED))
+
+
+def test_a_signal_during_the_last_save_waits_for_it(make_trainer, recipe):
+    trainer = make_trainer(recipe(save_every=100))
+    plain = trainer.publish
+
+    def publish_after_signal(student, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(student, step)
+
+    trainer.publish = publish_after_signal
+    with pytest.raises(RunStopped, match="stopped by SIGTERM after step 6"):
+        trainer.train()
+    assert trainer.directory.published_step() == 6

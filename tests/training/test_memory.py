@@ -100,3 +100,9 @@ def test_pairs_stay_together(recipe):
     assert smaller_micro_batch(pairs, 6, 1, RuntimeError("full")) == 2
     with pytest.raises(VegaError, match="out of memory with 2 samples"):
         smaller_micro_batch(pairs, 2, 1, RuntimeError("full"))
+    # A saved run keeps the micro-batches that its buckets were cut into.
+    with pytest.raises(VegaError, match=r"activation_checkpointing=true, or --set micro_batch_size=6, as another run"):
+        smaller_micro_batch(pairs, 12, 2, RuntimeError("full"))
+    frugal = pairs.model_copy(update={"activation_checkpointing": True})
+    with pytest.raises(VegaError, match=r"run again with --set micro_batch_size=6, as another run \(--run-name\)"):
+        smaller_micro_batch(frugal, 12, 2, RuntimeError("full"))

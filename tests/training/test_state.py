@@ -46,9 +46,20 @@ def test_nothing_saved_is_none(tmp_path):
 
 def test_only_the_newest_are_kept_and_other_folders_are_left_alone(tmp_path):
     (tmp_path / "step-best").mkdir()
-    for step in (2, 10, 9, 100):
+    for step in (2, 9, 10, 100):
         save_state(tmp_path, state(step), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100", "step-best"]
+
+
+def test_states_of_a_lost_future_do_not_push_out_the_new_one(tmp_path):
+    for step in (5, 10):
+        save_state(tmp_path, state(step), keep=2)
+    (tmp_path / "step-00000010" / "manifest.json").write_text("{")  # so the run goes on from 5
+    save_state(tmp_path, state(6), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+    loaded = load_newest_state(tmp_path, never)
+    assert loaded is not None
+    assert loaded.step == 6
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])

@@ -156,7 +156,7 @@ def extract(
     target = Path(output).expanduser()
     wanted = _layout(layout)
     folders = resolve_model(base), resolve_model(tuned)
-    check_output(target, folders[1], force)
+    check_output(target, folders, force)
     found, tree = extract_lora(*folders, rank)
     written = arrange(found.weights, wanted, tree)
     write_lora(target, written)
@@ -240,7 +240,7 @@ def single_file(
     target, source = Path(output).expanduser(), resolve_model(model)
     if target.is_dir():
         raise InvalidValue("OUT", output, "a file", "name the file, as in vega.safetensors")
-    check_output(target, source, force)
+    check_output(target, [source], force)
     if (source / VAE_TINY).is_dir():
         print(f"warning: {VAE_TINY} is left out: single files hold no tiny autoencoder", file=sys.stderr)
     spec, count = write_single_file(source, target, wanted[0] if wanted else None)
@@ -268,17 +268,16 @@ def folder(
         force: Replace a model folder that is there.
         json: Print one JSON object as the last line.
     """
+    from vega_diffusion.models.export import check_replaceable
     from vega_diffusion.models.find import resolve_model
-    from vega_diffusion.models.layout import MODEL_INDEX
     from vega_diffusion.models.lora_merge import check_output
     from vega_diffusion.models.single_file_model import write_model_folder
 
     wanted = _precisions(() if precision is None else (precision,))
-    source, target = Path(file).expanduser(), Path(output).expanduser()
-    check_output(target, source, force)
-    if target.exists() and not (target / MODEL_INDEX).is_file():
-        raise InvalidValue("OUT", output, "a new folder, or with --force an older model's", "choose another place")
-    spec, left = write_model_folder(source, target, resolve_model(tokenizers), wanted[0] if wanted else None)
+    source, target, words = Path(file).expanduser(), Path(output).expanduser(), resolve_model(tokenizers)
+    check_output(target, [source, words], force)
+    check_replaceable(target, "OUT")
+    spec, left = write_model_folder(source, target, words, wanted[0] if wanted else None)
     if left:
         print(f"warning: {len(left)} tensors are no weights of {spec.name}, left out: {left[0]} ...", file=sys.stderr)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -299,7 +298,7 @@ def _places(file: str, output: str, force: bool) -> tuple[Path, Path]:
     from vega_diffusion.models.lora_merge import check_output
 
     source, target = lora_path(file, "FILE"), Path(output).expanduser()
-    check_output(target, source, force)
+    check_output(target, [source], force)
     return source, target
 
 

@@ -35,7 +35,7 @@ def export(
 
     Args:
         run: Name of a run in $VEGA_HOME/runs, with or without "run:".
-        folder: Where the model goes; replaced at the end if it is there.
+        folder: Where the model goes; an older model there is replaced at the end.
         name: What the model is called.
         precision: Weight files: fp32, fp16 or both.
         vae: Other weights for the autoencoder: a folder, a known model, run:NAME.
@@ -46,6 +46,7 @@ def export(
         json: Print one JSON object as the last line.
     """
     from vega_diffusion.evaluation.results import read_result
+    from vega_diffusion.models.export import check_replaceable
     from vega_diffusion.models.measure import count_parameters
     from vega_diffusion.models.unet import build_unet
     from vega_diffusion.training.publish import check_precisions, export_run
@@ -55,6 +56,7 @@ def export(
     if scores is not None:
         result = jsonlib.loads(read_result(Path(scores).expanduser(), "--scores").to_json())
     place = Path(folder).expanduser()
+    check_replaceable(place, "FOLDER")
     given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
     others = {component: where for component, where in given.items() if where is not None}
     called = name or place.resolve().name

@@ -170,7 +170,7 @@ def _replay(path: Path, given: dict[str, Any], model: str | None, device: str, d
     from vega_diffusion.inference.metadata import read_record
 
     record = read_record(path)
-    request = GenerateRequest.from_dict(record.request.model_dump(mode="json") | given)
+    request = record.request.changed(given)
     same_model = record if model is None else None
     return Job(request, model or record.model, device, record.dtype if dtype == "auto" else dtype, same_model)
 
@@ -299,15 +299,17 @@ def _engine_pictures(job: Job, bar: _Bar) -> Iterator[GeneratedImage]:
 
 
 def _print_plan(job: Job, as_json: bool) -> int:
-    """Print what the steps of a picture will cost beside the exact profile's; reads no weights."""
+    """Print what a picture will cost beside the exact profile's, and what is known of its profile; loads no weights."""
     from vega_diffusion.inference.components import Components
-    from vega_diffusion.inference.plan import plan_picture
+    from vega_diffusion.inference.plan import known_of_profile, plan_picture
+    from vega_diffusion.inference.start import Sources
 
     components = Components.open(job.model, job.device, job.dtype, None)
-    found = plan_picture(components, job.request)
-    print(found)
+    size = Sources.open(job.request, {}).size
+    found, known = plan_picture(components, job.request, size), known_of_profile(components, job.request, size)
+    print("\n".join((str(found), *known)))
     if as_json:
-        print(jsonlib.dumps(found.to_dict()))
+        print(jsonlib.dumps(found.to_dict() | {"certificate": list(known)}))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +137,7 @@ def _alike(pictures: Sequence[Picture], bits: int) -> Removed:
 def _scored(pictures: Sequence[Picture], what: str, limit: float, column: str) -> Removed:
     values = _column(pictures, column, f"filters.{what}_column")
     for picture, value in zip(pictures, values, strict=True):
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or math.isnan(value):
             yield picture, f"without a number in {column}"
         elif float(value) > limit:
             yield picture, f"{column} above {limit:g}"

@@ -196,7 +196,8 @@ class ImageLatents:
     def keys(self, positions: Sequence[int]) -> list[SampleKey]:
         """Return what decides the samples at these positions: picture, caption, bucket, encoding and position."""
         spec, found = self.spec, []
-        made = f"{self.encoding} {spec.seed} {spec.empty_caption_rate} {spec.empty_condition}"
+        made = f"{self.encoding} scale={self.scaling_factor} {spec.seed} {spec.empty_caption_rate}"
+        made += f" {spec.empty_condition}" + ("" if spec.interpolation == "lanczos" else f" {spec.interpolation}")
         for position in positions:
             number, item = self.order.item(position)
             bucket = self.buckets[number]

@@ -40,9 +40,16 @@ class InterleavedSamples:
         return Batch([names[row] for row in rows], tensors, [captions[row] for row in rows])
 
     def keys(self, positions: Sequence[int]) -> list[SampleKey]:
-        """Return what decides the samples at these positions."""
-        count = len(self.sources)
-        return [self.sources[position % count].keys([position // count])[0] for position in positions]
+        """Return what decides the samples at these positions: whose turn it is, that source's own key and position.
+
+        A source knows its own positions alone, and timesteps and noise depend on those of the run.
+        """
+        count, found = len(self.sources), []
+        for position in positions:
+            turn = position % count
+            own = self.sources[turn].keys([position // count])[0]
+            found.append(SampleKey(f"{own.key} in turn {turn} of {count} at {position}", own.shape))
+        return found
 
     def fingerprint(self) -> str:
         """Return the identity of all sources and their weights."""

@@ -35,12 +35,14 @@ class Entry:
         caption: Empty where there is none.
         stamp: Differs whenever the picture's bytes may differ.
         facts: What else the collection says of it: licence, source, scores.
+        problem: Why it cannot be used; empty where nothing is known against it.
     """
 
     name: str
     caption: str
     stamp: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Collection(Protocol):
@@ -166,6 +168,9 @@ def index_pictures(
     left_out: dict[str, list[str]] = {}
     with _memory(root, collection.name) as (known, remember):
         for number, entry in enumerate(entries):
+            if entry.problem:
+                left_out.setdefault(entry.problem, []).append(entry.name)
+                continue
             seen = known.get(entry.stamp) or _look(collection, number)
             if seen is not None and entry.stamp not in known:
                 remember(entry.stamp, seen)

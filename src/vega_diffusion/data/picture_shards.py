@@ -1,7 +1,9 @@
 """Tar shards (WebDataset, img2dataset) as a collection: any sample is read at once by its place in its file.
 
 A sample is the members that share a name up to the first dot: a picture, and its caption and columns in `.json` or its
-caption in `.txt`. Reading by place rather than in a stream keeps a run's order exact, also after a resume.
+caption in `.txt`. Of several of a kind, `1.jpg` and `1.mask.png`, the one without a further suffix counts; a sample of
+which two could be the picture is left out. Reading by place rather than in a stream keeps a run's order exact, also
+after a resume.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vega_diffusion.data.picture_folder import IMAGE_SUFFIXES, caption_of, file_stamp
 from vega_diffusion.data.picture_index import Entry
 from vega_diffusion.errors import MissingFile, VegaError
 
+_Member = TypeVar("_Member")
+
 
 @dataclass
 class _Sample:
-    """Members of one sample; a place is (first byte, number of bytes)."""
+    """Members of one sample by what follows its name, `jpg` or `mask.png`; a place is (first byte, number of bytes)."""
 
-    picture: tuple[int, int] | None = None
-    text: str = ""
-    columns: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class ShardPictures:
@@ -59,12 +63,14 @@ class ShardPictures:
             except (OSError, tarfile.TarError, EOFError) as error:
                 raise VegaError(f"{shard}: cannot be read ({error}); fetch it again or move it away") from error
             for key, sample in sorted(samples.items()):
-                if sample.picture is None:
+                pictures, columns = _own(sample.pictures), (_own(sample.columns) or [{}])[-1]
+                if not pictures:
                     continue
-                caption = (caption_of(sample.columns, self.column) or sample.text).strip()
-                facts = {name: value for name, value in sample.columns.items() if name != self.column}
-                found.append(Entry(f"{shard.name}/{key}", caption, f"{shard.name} {stamp} {key}", facts))
-                self._places.append((shard, *sample.picture))
+                caption = (caption_of(columns, self.column) or (_own(sample.texts) or [""])[-1]).strip()
+                facts = {name: value for name, value in columns.items() if name != self.column}
+                problem = "with several pictures" if len(pictures) > 1 else ""
+                found.append(Entry(f"{shard.name}/{key}", caption, f"{shard.name} {stamp} {key}", facts, problem))
+                self._places.append((shard, *pictures[0]))
         return found
 
     def read(self, number: int) -> bytes:
@@ -88,12 +94,17 @@ def _samples(shard: Path) -> dict[str, _Sample]:
             sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
             suffix = f".{kind.rpartition('.')[2].lower()}"
             if suffix in IMAGE_SUFFIXES:
-                sample.picture = (member.offset_data, member.size)
+                sample.pictures[kind] = (member.offset_data, member.size)
             elif suffix == ".txt":
-                sample.text = _content(archive, member).decode("utf-8", "replace")
+                sample.texts[kind] = _content(archive, member).decode("utf-8", "replace")
             elif suffix == ".json":
-                sample.columns = _columns(_content(archive, member))
+                sample.columns[kind] = _columns(_content(archive, member))
     return samples
+
+
+def _own(members: dict[str, _Member]) -> list[_Member]:
+    """Return what is a sample's own among members of a kind: those of one suffix, else those there are."""
+    return [member for kind, member in members.items() if "." not in kind] or list(members.values())
 
 
 def _files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

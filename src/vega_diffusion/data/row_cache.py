@@ -28,6 +28,11 @@ Make = Callable[[range], tuple[Mapping[str, np.ndarray], Sequence[Any]]]
 Progress = Callable[[int, int], object]
 
 
+def folder_name(identity: Mapping[str, str | int]) -> str:
+    """Return what the folder of a cache of this identity is called."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+
+
 class RowCache:
     """One cache on disk.
 
@@ -42,7 +47,7 @@ class RowCache:
 
     def __init__(self, root: Path, identity: Mapping[str, str | int], fields: Mapping[str, tuple[int, ...]]) -> None:
         self.identity = json.dumps(identity, sort_keys=True)
-        self.folder = root / hashlib.sha256(self.identity.encode()).hexdigest()[:20]
+        self.folder = root / folder_name(identity)
         self.fields = dict(fields)
 
     def fill(self, count: int, make: Make, progress: Progress = lambda done, total: None) -> None:

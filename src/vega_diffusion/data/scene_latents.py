@@ -27,7 +27,7 @@ class SceneLatents:
         cache: The encoded scenes.
         tokenize: Both tokenizers.
         scaling_factor: Of the autoencoder; stored latents times this have a standard deviation near 1.
-        version: Identity of the cache and the tokenizers, for the fingerprint.
+        version: Identity of scenes, autoencoder and tokenizers, for the fingerprint.
         prompts: The captions as frozen encoders read them; None gives token ids.
     """
 
@@ -68,7 +68,7 @@ class SceneLatents:
         """Return what decides the samples at these positions: the cache's identity, scene and position."""
         shape = tuple(self.cache.posteriors.shape[2:])
         spec = self.spec
-        made = f"{self.version} {spec.seed} {spec.empty_caption_rate} {spec.empty_condition}"
+        made = f"{self.version} {self.cache.folder.name} {spec.seed} {spec.empty_caption_rate} {spec.empty_condition}"
         return [SampleKey(f"{made} scene {self.order.index(position)} at {position}", shape) for position in positions]
 
     def _condition(self, chosen: Sequence[tuple[int, int] | None], captions: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.backends.store import Store
-from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.components import Components, choose_device
 from vega_diffusion.inference.lean.bundle import (
     BUNDLE,
     TABLE,
@@ -26,8 +26,10 @@ from vega_diffusion.specs.request import GenerateRequest
 def keep_for_next_time(components: Components, request: GenerateRequest, default_threads: int) -> str | None:
     """Store a model's bundle and the table of a request's sampler, where they are not there yet.
 
+    A machine with an accelerator keeps none: commands that name no device draw on that.
+
     Args:
-        components: The model, on a CPU.
+        components: The model.
         request: Resolved.
         default_threads: How many threads torch takes here when nobody says.
 
@@ -35,6 +37,8 @@ def keep_for_next_time(components: Components, request: GenerateRequest, default
         Why it could not be, which costs nothing but the next command's time; or None.
     """
     assert request.sampler and request.num_steps, "a resolved request"
+    if {components.device.type, choose_device("auto").type} != {"cpu"}:
+        return None
     store, folder = Store(lambda line: None), components.folder
     try:
         identity = bundle_identity(folder)
@@ -73,6 +77,7 @@ def _write_bundle(components: Components, default_threads: int, home: Path) -> N
         spec=spec,
         model_digest=components.digest,
         tiny_digest=components.tiny_digest(),
+        text_digest=components.text_digest,
         dtype=dtype,
         scaling_factors=factors,
         tokenizers=(first, second),

@@ -33,7 +33,7 @@ from vega_diffusion.models.checkpoint import (
     load_unet,
 )
 from vega_diffusion.models.detect import load_spec, tiny_autoencoder_spec
-from vega_diffusion.models.digest import file_digest, model_digest
+from vega_diffusion.models.digest import file_digest, model_digest, text_digest
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.models.layout import TOKENIZERS, VAE_TINY, WEIGHT_STEMS, find_weights, read_json, weights_in
 from vega_diffusion.models.tiny_folder import find_tiny, tiny_home
@@ -227,6 +227,11 @@ class Components:
     def digest(self) -> str:
         """Digest of the weights and configs that this dtype reads."""
         return self._part("digest", lambda: model_digest(self.folder, self.dtype))
+
+    @property
+    def text_digest(self) -> str:
+        """Digest of the tokenizers' settings and of the rule for missing negative prompts, for records."""
+        return self._part("text_digest", lambda: text_digest(self.folder, self.spec.force_zeros_for_empty_prompt))
 
     def is_small_work(self, width: int, height: int) -> bool:
         """Return whether one CPU thread draws a picture of this size, in pixels, as well as several."""

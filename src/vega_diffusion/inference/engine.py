@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.adapters import Adapters, LoadedLora, lora_key
 from vega_diffusion.inference.backends.calibration import Drawn, record_questions
 from vega_diffusion.inference.backends.faults import Say
@@ -32,16 +32,18 @@ from vega_diffusion.inference.certificates import certificate_lines, find_certif
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.denoise import Conditioning, Guidance, ImageRun, StepState, denoise
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
+from vega_diffusion.inference.lines import departs_from_certified
 from vega_diffusion.inference.memory import is_out_of_memory, told_in_one_line
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.packing import FixedRows, Packed, Packer
 from vega_diffusion.inference.pictures import tensor_to_picture, unscaled
 from vega_diffusion.inference.prompts import EncodedText, as_conditioning, encode_plain, time_ids
+from vega_diffusion.inference.repeats import check_repeats
 from vega_diffusion.inference.routes import Opened, Routes
-from vega_diffusion.inference.rules import TILE_PX, tile_px_for
+from vega_diffusion.inference.rules import TILE_PX
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import Sources, remaining_timesteps, starting_latents
-from vega_diffusion.inference.vae_policy import choose_vae, decoder_there
+from vega_diffusion.inference.vae_policy import choose_vae, decoder_there, planned_tile_px
 from vega_diffusion.inference.weighting import encode_weighted, padded
 from vega_diffusion.specs.certificate import Certificate
 from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
@@ -248,37 +250,13 @@ class Engine:
             pictures: As for `stream`.
 
         Returns:
-            Warnings about what may move single pixels: another device or version of torch.
+            Warnings, a line each about what makes another picture or may move single pixels.
 
         Raises:
             VegaError: The weights, or an initial picture or LoRA that the request still names, are not those of the
                 record.
         """
-        if record.model_digest != self.components.digest:
-            raise VegaError(
-                f"from: the picture was made by weights {record.model_digest[:10]}, {self.components.name!r} now "
-                f"holds {self.components.digest[:10]}; allowed: the same weights; name a model to draw it with others"
-            )
-        sources = Sources.open(request, pictures or {})
-        for field, then, now in (
-            ("init_image", record.init_image_sha256, sources.init_image_sha256),
-            ("mask", record.mask_sha256, sources.mask_sha256),
-        ):
-            name = getattr(request, field)
-            if name == getattr(record.request, field) and then != now:
-                raise VegaError(f"{field}: {name!r} has changed since; allowed: the same picture; name another one")
-        self.adapters.check(request.loras, dict(zip(record.request.loras, record.loras_sha256, strict=False)))
-        here = {"device": self.components.device.type, "torch": version("torch")}
-        there = {"device": record.device, "torch": record.software.get("torch", "?")}
-        if request.profile not in (None, "exact"):
-            in_use = self.route_of(request)
-            here["backend"] = f"{in_use.backend} {in_use.precision}"
-            there["backend"] = f"{record.backend} {record.precision}"
-        return tuple(
-            f"{key} was {there[key]} and is {here[key]}: single pixels may differ"
-            for key in here
-            if here[key] != there[key]
-        )
+        return check_repeats(record, request, pictures or {}, self.components, self.adapters, self.route_of)
 
     def _job(self, request: GenerateRequest, pictures: Mapping[str, Image.Image]) -> _Job:
         """Prepare a request: read its pictures and LoRAs, encode its text, open the U-Net of its profile."""
@@ -330,6 +308,9 @@ class Engine:
         """Return the line that says what a profile costs, or that nobody measured it; or nothing."""
         in_use, profile = denoiser.in_use, request.profile or "exact"
         certificate = self.certificate(request, denoiser)
+        departs = request.departs(self.components.spec.generation)
+        if certificate is not None and departs:
+            return (departs_from_certified(profile, departs),)
         return certificate_lines(certificate, profile, in_use.backend, in_use.precision, self.components.name)
 
     def decode(self, request: GenerateRequest, latents: Tensor) -> Tensor:
@@ -342,28 +323,25 @@ class Engine:
 
     def _finished(self, job: _Job, index: int, latents: Tensor, in_use: InUse) -> GeneratedImage:
         """Decode an image's clean latents `[1, C, h, w]`, and put down what made it."""
-        image, decoder, warnings = self._decoded(job, latents)
-        record = self._record(job, index, decoder, in_use)
+        image, decoder, tile_px, warnings = self._decoded(job, latents)
+        record = self._record(job, index, decoder, tile_px, in_use)
         return GeneratedImage(tensor_to_picture(image), record.request.seed or 0, record, job.warnings + warnings)
 
-    def _decoded(self, job: _Job, latents: Tensor) -> tuple[Tensor, Decoder, tuple[str, ...]]:
-        """Return the image of clean latents, which autoencoder it is from, and lines that the user should see."""
+    def _decoded(self, job: _Job, latents: Tensor) -> tuple[Tensor, Decoder, int | None, tuple[str, ...]]:
+        """Return the image of clean latents, which autoencoder and tiles it is from, and lines for the user."""
         request = job.request
-        assert request.width and request.height, "a resolved request"
         chosen = choose_vae(job.opened.parts or self.components, "final", request.decoder)
-        # Only what is exactly diffusers' is decoded whole at any size, for as long as there is memory.
-        whole = request.profile == "exact" and not self.components.low_memory
-        low = self.components.low_memory
-        tile = None if whole else tile_px_for(request.width, request.height, chosen.decoder, low)
+        tile = planned_tile_px(self.components, request, chosen.decoder)
         with told_in_one_line(request):
             try:
                 image, warnings = chosen.decode(latents, tile)
             except (RuntimeError, MemoryError) as error:
                 if tile is not None or not is_out_of_memory(error):
                     raise
-                image, warnings = chosen.decode(latents, TILE_PX)
+                tile = TILE_PX
+                image, warnings = chosen.decode(latents, tile)
                 warnings += (f"decoded in tiles of {TILE_PX} px: there was no memory for the whole picture",)
-        return image, chosen.decoder, warnings + job.opened.said()
+        return image, chosen.decoder, tile, warnings + job.opened.said()
 
     def _conditioned(
         self, request: GenerateRequest, loras: tuple[LoadedLora, ...], opened: Opened
@@ -463,7 +441,7 @@ class Engine:
         image, _ = choose_vae(self.components, "preview").decode(latents.to(self.components.dtype))
         return tensor_to_picture(image)
 
-    def _record(self, job: _Job, index: int, decoder: Decoder, in_use: InUse) -> PictureRecord:
+    def _record(self, job: _Job, index: int, decoder: Decoder, tile_px: int | None, in_use: InUse) -> PictureRecord:
         """Return what made image `index`, as a request for that image alone."""
         request, sources = job.request, job.sources
         return PictureRecord(
@@ -479,6 +457,9 @@ class Engine:
             backend=in_use.backend,
             precision=in_use.precision,
             decoder=decoder,
+            tiny_sha256=self.components.tiny_digest() if decoder == "tiny" else None,
+            text_sha256=self.components.text_digest,
+            tile_px=tile_px,
         )
 
 

@@ -29,6 +29,14 @@ def follows_less(profile: str, change: float, low: float, high: float) -> str:
     )
 
 
+def departs_from_certified(profile: str, fields: tuple[str, ...]) -> str:
+    """Return the line that says that a profile's certificate was made without what a request says itself."""
+    return (
+        f"profile {profile}: its certificate does not hold with {', '.join(fields)} as this request has it; "
+        "leave that to the profile to draw what was measured"
+    )
+
+
 def not_finite_latents(numbers: str, remedy: str) -> str:
     """Return the error of latents that overflowed in numbers of a kind."""
     return f"latents: not finite after denoising in {numbers}; allowed: finite numbers; use {remedy}"

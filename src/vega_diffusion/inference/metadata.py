@@ -41,6 +41,10 @@ class PictureRecord(Spec):
         backend: What ran the U-Net.
         precision: In which numbers it ran; None in records of before there was a choice.
         decoder: Which autoencoder decoded, whatever was asked for.
+        tiny_sha256: Of the tiny autoencoder, where that decoded.
+        text_sha256: Of the tokenizers' settings and of the rule for missing negative prompts; None in older records,
+            which do not tell of tiles either.
+        tile_px: Side of the tiles, where it was decoded in tiles.
     """
 
     version: int = 1
@@ -56,6 +60,9 @@ class PictureRecord(Spec):
     backend: str = "torch"
     precision: str | None = None
     decoder: Decoder = "full"
+    tiny_sha256: str | None = None
+    text_sha256: str | None = None
+    tile_px: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +150,7 @@ def read_record(path: Path) -> PictureRecord:
         with Image.open(path) as image:
             image.load()
             text: Any = dict(getattr(image, "text", {})).get(RECORD_KEY)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable picture"
         raise MissingFile(f"from: {str(path)!r} cannot be read ({reason}); give a PNG made by vega generate") from error
     if text is None:

@@ -1,6 +1,7 @@
 """What a picture will cost before it is drawn: its steps, and their work beside the exact profile's.
 
-Counted from the shapes alone, on the meta device; what a profile costs in likeness is in its certificate.
+Counted from the shapes alone, on the meta device; what a profile costs in likeness is in its certificate, which is told
+beside.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from typing import Any
 
 import torch
 
+from vega_diffusion.inference.adapters import Adapters
 from vega_diffusion.inference.backends.protocol import Question
 from vega_diffusion.inference.backends.split import FullGraph, ShallowGraph, deep_shape
+from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.lines import departs_from_certified
+from vega_diffusion.inference.routes import route_ahead
 from vega_diffusion.inference.samplers import make_scheduler, set_steps
 from vega_diffusion.inference.start import remaining_timesteps
+from vega_diffusion.inference.vae_policy import decoder_there
 from vega_diffusion.models.autoencoder import build_autoencoder
 from vega_diffusion.models.measure import count_macs
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import AutoencoderSpec, UNetSpec
-from vega_diffusion.specs.profile import StepPlan
+from vega_diffusion.specs.profile import PROFILES, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 
@@ -71,14 +77,21 @@ class PicturePlan:
         )
 
 
-def plan_picture(components: Components, request: GenerateRequest) -> PicturePlan:
+def plan_picture(
+    components: Components, request: GenerateRequest, init_size: tuple[int, int] | None = None
+) -> PicturePlan:
     """Return what a request's picture costs; one that starts from a picture runs fewer steps, which are counted.
+
+    Args:
+        components: The model.
+        request: What would be drawn.
+        init_size: (width, height) of the picture that it starts from, in pixels, when there is one.
 
     Raises:
         VegaError: The request does not suit the model.
     """
     spec = components.spec
-    resolved = request.resolved(spec.generation, None)
+    resolved = request.resolved(spec.generation, init_size)
     assert resolved.width and resolved.height and resolved.num_steps, "a resolved request"
     assert resolved.sampler is not None, "a resolved request"
     scheduler = make_scheduler(resolved.sampler, components.scheduler_config)
@@ -101,7 +114,37 @@ def plan_picture(components: Components, request: GenerateRequest) -> PicturePla
         decoder_gmac=decoder,
         exact_gmac=whole.cost(1.0) * deep / 1e9 + decoder,
     )
-    return replace(found, decoder_gmac=None) if resolved.decoder == "tiny" else found
+    is_tiny = decoder_there(components, resolved.decoder) == "tiny"
+    return replace(found, decoder_gmac=None) if is_tiny else found
+
+
+def known_of_profile(
+    components: Components, request: GenerateRequest, init_size: tuple[int, int] | None = None
+) -> tuple[str, ...]:
+    """Return the lines of the certificate that holds for a request, or the line that there is none; none for `exact`.
+
+    Args:
+        components: The model; its weights are hashed, not loaded.
+        request: What would be drawn.
+        init_size: As above.
+
+    Raises:
+        VegaError: The request does not suit the model, or a LoRA cannot be read.
+    """
+    resolved = request.resolved(components.spec.generation, init_size)
+    profile, lines = resolved.profile or "exact", list[str]()
+    if profile == "exact":
+        return ()
+    loras = Adapters(components).load(resolved.loras)
+    say = lambda line: lines.append(f"profile {profile}: {line}")  # noqa: E731
+    backend, precision = route_ahead(components, PROFILES[profile], loras, say)
+    decoder, tiny = decoder_there(components, resolved.decoder), components.tiny_digest()
+    found = find_certificate(components.folder, components.digest, profile, backend, precision, decoder, tiny)
+    departs = resolved.departs(components.spec.generation)
+    if found is not None and departs:
+        return (*lines, departs_from_certified(profile, departs))
+    said = () if found is None else str(found).splitlines()
+    return (*lines, *said, *certificate_lines(found, profile, backend, precision, components.name))
 
 
 # By text, since specs hold no hash.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from threading import RLock
 
@@ -26,8 +27,9 @@ from vega_diffusion.inference.backends.open import (
     is_calibrated,
     open_denoiser,
     open_networks,
+    precision_beside,
 )
-from vega_diffusion.inference.backends.protocol import Denoiser
+from vega_diffusion.inference.backends.protocol import Backend, Denoiser, Precision
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
@@ -60,6 +62,34 @@ class Opened:
         self._passed.clear()
         self._lines.clear()
         return tuple(lines)
+
+
+def route_ahead(
+    components: Components, profile: ProfileSpec, loras: tuple[LoadedLora, ...], say: Say
+) -> tuple[Backend, Precision]:
+    """Return backend and precision of what would run a profile's U-Net; nothing is opened or converted.
+
+    Args:
+        components: The model.
+        profile: Names the routes.
+        loras: Those of the request.
+        say: Gets a line about int8 that was made and can no longer be used.
+    """
+    here = components.device.type == "cpu" and find_spec("openvino") is not None
+    here = here and not any("unet" in lora.weights for lora in loras)
+    for route in profile.routes:
+        if route.backend == "torch" or route.precision == "own":
+            break
+        told = Opening(say=partial(_say_of, say, route))
+        if here and route.precision == "int8" and is_calibrated(components.digest, told):
+            return route.backend, "int8"
+        if here and route.precision != "int8":
+            return route.backend, precision_beside(route.precision)
+    return "torch", PRECISIONS[components.dtype]
+
+
+def _say_of(say: Say, route: Route, line: str) -> None:
+    say(f"{route}: {line}")
 
 
 @dataclass
@@ -149,11 +179,13 @@ class Routes:
         if route.backend == "torch":
             return _Kept(TorchEager(self._adapters.unet))
         parts = self._components
+        if route.backend == "openvino" and parts.device.type != "cpu":
+            return _Kept(None, None if route.precision == "int8" else "runs on CPUs alone")
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
         opening = self._opening(lines.append)
         if precision == "int8" and not is_calibrated(parts.digest, opening):
-            return _Kept(None)
+            return _Kept(None, "; ".join(lines) or None)
         is_torch = route.backend == "torch-compiled"
         weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
         try:

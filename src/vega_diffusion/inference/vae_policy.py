@@ -13,7 +13,9 @@ from torch import Tensor
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.lines import no_tiny_decoder
 from vega_diffusion.inference.pictures import decode_latents
+from vega_diffusion.inference.rules import tile_px_for
 from vega_diffusion.specs.profile import Decoder
+from vega_diffusion.specs.request import GenerateRequest
 
 Purpose = Literal["preview", "draft", "final"]
 
@@ -86,6 +88,15 @@ def choose_vae(
         return ChosenVae(found, "tiny")
     said = () if purpose == "preview" else (no_tiny_decoder(components.name),)
     return ChosenVae(components.vae(), "full", said)
+
+
+def planned_tile_px(components: Components, request: GenerateRequest, decoder: Decoder) -> int | None:
+    """Return the side of the tiles that a resolved request's picture is decoded in, in px; None decodes it at once."""
+    assert request.width and request.height, "a resolved request"
+    # Only what is exactly diffusers' is decoded whole at any size, for as long as there is memory.
+    if (request.profile or "exact") == "exact" and not components.low_memory:
+        return None
+    return tile_px_for(request.width, request.height, decoder, components.low_memory)
 
 
 def decoder_there(components: Components, decoder: Decoder | None) -> Decoder:

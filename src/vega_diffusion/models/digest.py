@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vega_diffusion.models.layout import PIPELINE_COMPONENTS, TOKENIZER_FILES, WEIGHT_STEMS, find_weights
+from vega_diffusion.models.layout import PIPELINE_COMPONENTS, TOKENIZER_FILES, TOKENIZERS, WEIGHT_STEMS, find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,23 @@ def model_digest(folder: Path, dtype: torch.dtype | None = None) -> str:
     total = hashlib.sha256()
     for path in _files(folder, dtype):
         total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def text_digest(folder: Path, zeros_for_empty: bool) -> str:
+    """Return the SHA-256 over what decides how prompts are read and `model_digest` does not know.
+
+    Args:
+        folder: A model folder: the settings of its tokenizers, every JSON file beside their vocabularies.
+        zeros_for_empty: Whether a missing negative prompt is conditioned on zeros.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256(f"{zeros_for_empty}\n".encode())
+    for path in sorted(path for name in TOKENIZERS for path in (folder / name).glob("*.json")):
+        if path.name not in TOKENIZER_FILES:
+            total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return total.hexdigest()
 
 

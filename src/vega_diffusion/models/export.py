@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from vega_diffusion.errors import VegaError
+from vega_diffusion.errors import InvalidValue, VegaError
 from vega_diffusion.models.detect import autoencoder_spec, text_encoder_spec, unet_spec
 from vega_diffusion.models.layout import (
     MODEL_INDEX,
@@ -107,6 +107,23 @@ def save_model(
         parts.tokenizer_2.write(place / "tokenizer_2")
         write_description(place, written, provenance, card)
     return written
+
+
+def check_replaceable(folder: Path, field: str) -> None:
+    """Refuse to write a model where something other than a model is.
+
+    Args:
+        folder: Where a model shall stand.
+        field: What the user calls it.
+
+    Raises:
+        InvalidValue: It is a file, or a folder with something in it that is no model.
+    """
+    if not folder.exists() or (folder / MODEL_INDEX).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        allowed = f"a new or empty folder, or an older model's (with {MODEL_INDEX})"
+        raise InvalidValue(field, str(folder), allowed, "choose another place")
 
 
 @contextmanager

@@ -234,7 +234,9 @@ def _described_alpha(name: str, rank: int, described: Mapping[str, Any]) -> floa
     """Return an adapter's alpha by what diffusers noted; without a note, PEFT's convention: the rank."""
     component, _, path = name.partition(".")
     patterns = described.get(f"{component}.alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), path), described.get(f"{component}.lora_alpha", rank))
+    alpha = described.get(f"{component}.lora_alpha", rank)
+    for known in (published_path(component, path), path):  # PEFT writes the names that its version's networks have
+        alpha = patterns.get(get_pattern_key(list(patterns), known), alpha)
     return float(alpha) * (math.sqrt(rank) if described.get(f"{component}.use_rslora") else 1.0)
 
 

@@ -14,10 +14,10 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.models.checkpoint import load_component
 from vega_diffusion.models.detect import load_spec
 from vega_diffusion.models.digest import file_digest, model_digest
-from vega_diffusion.models.export import new_folder, write_description, write_weights
+from vega_diffusion.models.export import check_replaceable, new_folder, write_description, write_weights
 from vega_diffusion.models.layout import (
-    MODEL_INDEX,
     PIPELINE_COMPONENTS,
+    SCHEDULER_CONFIG,
     VEGA_JSON,
     WEIGHT_STEMS,
     Precision,
@@ -115,9 +115,8 @@ def merge_model(
     Raises:
         VegaError: The model or a file cannot be read, a file does not fit, or `output` is there or cannot be written.
     """
-    check_output(output, folder, force)
-    if output.exists() and not (output / MODEL_INDEX).is_file():
-        raise InvalidValue("OUT", str(output), "a new folder, or with --force an older model's", "choose another place")
+    check_output(output, [folder, *(file.path for file in files)], force)
+    check_replaceable(output, "OUT")
     spec = load_spec(folder).model_copy(update={"name": output.resolve().name})
     tree = MapTree.of_spec(spec, Path(model).name or model)
     parts = [(load_lora_for(file.path, tree), file.weight) for file in files]
@@ -139,17 +138,29 @@ def merge_model(
         take_tiny_along(folder, place)
         card = _CARD.format(name=spec.name, base=model, loras=", ".join(f"`{file.path.name}`" for file in files))
         write_description(place, spec, _provenance(folder, model, files), card)
+        # Programs may have put more into it than a spec says.
+        shutil.copyfile(folder / SCHEDULER_CONFIG, place / SCHEDULER_CONFIG)
     return spec, len(paths)
 
 
-def check_output(output: Path, source: Path, force: bool) -> None:
-    """Refuse to write over what is there, unless asked to, and over the source in any case.
+def check_output(output: Path, sources: Sequence[Path], force: bool) -> None:
+    """Refuse to write over what is there, unless asked to, and over what is read in any case.
+
+    Args:
+        output: A file or a folder, which is replaced with all that is in it.
+        sources: Files and folders that are read.
+        force: Whether what is there may be replaced.
 
     Raises:
-        InvalidValue: The output is there, or is the source.
+        InvalidValue: The output is there, or is or holds what is read.
     """
-    if output.exists() and output.resolve() == source.resolve():
-        raise InvalidValue("OUT", str(output), "another place than what is read", "choose another place")
+    place = output.resolve()
+    for source in sources:
+        if output.exists() and source.resolve() == place:
+            raise InvalidValue("OUT", str(output), "another place than what is read", "choose another place")
+        if output.exists() and source.resolve().is_relative_to(place):
+            allowed = f"a place that does not hold {str(source)!r}, which is read"
+            raise InvalidValue("OUT", str(output), allowed, "choose another place")
     if output.exists() and not force:
         raise InvalidValue("OUT", str(output), "a place where nothing is", "choose another place or add --force")
 

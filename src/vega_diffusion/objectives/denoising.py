@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,9 +45,9 @@ class Question:
     captions: Sequence[str] | None = None
     drift: Tensor | None = None
 
-    def ask(self, unet: nn.Module) -> Tensor:
-        """Return a U-Net's answer, `[B, C, H, W]`, fp32."""
-        return ask_by_prompt(unet, self.x_t, self.timesteps, self.prompt_embeds, self.added, self.captions)
+    def ask(self, unet: nn.Module, states: MutableMapping[str, Tensor] | None = None) -> Tensor:
+        """Return a U-Net's answer, `[B, C, H, W]`, fp32; inner states that hooks put into `states` fit its rows."""
+        return ask_by_prompt(unet, self.x_t, self.timesteps, self.prompt_embeds, self.added, self.captions, states)
 
     def rows(self, rows: Tensor) -> Question:
         """Return the question for some samples, int64 `[N]`."""

@@ -58,7 +58,7 @@ class Distillation:
         names = [pair.student for index in assigned for pair in self.teachers.teachers[index].pairs]
         unet = student.get_submodule("unet")
         with captured(unet, names) as states:
-            answer = question.ask(unet)
+            answer = question.ask(unet, states)
         # Every term of every active teacher is there in every batch: processes average the same names.
         terms: dict[str, Tensor] = {"mse": squared_error(answer, question.target)}
         for index, rows in assigned.items():

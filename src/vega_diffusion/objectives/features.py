@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, assert_never
 
 from torch import Tensor, nn
 
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.distillation import FeatureLevel
 from vega_diffusion.specs.layer_map import LayerMap
 
@@ -27,12 +28,16 @@ def feature_pairs(level: FeatureLevel, layers: LayerMap) -> tuple[Pair, ...]:
 
     A student's transformer block stands for a run of the teacher's: from the one it came from to the one before the
     next kept block. At level `transformer_block` its output is therefore compared with that of the run's last block,
-    which is what the next block was trained to read; at `self_attention` like is compared with like. The mid block is
-    one pair at level `module` whatever it holds. New blocks have no counterpart, so they belong to no pair.
+    which is what the next block was trained to read; of several that came from one block, the last is compared. At
+    `self_attention` like is compared with like. The mid block is one pair at level `module` whatever it holds. New
+    blocks have no counterpart, so they belong to no pair.
 
     Args:
         level: Which states.
         layers: The student's map.
+
+    Raises:
+        InvalidValue: At level `transformer_block`, a layer's blocks do not ascend in one layer of the teacher.
     """
     match level:
         case "block":
@@ -68,16 +73,21 @@ def _runs(layers: LayerMap, layer: str) -> list[Pair]:
 
     The last block belongs to the layer's whole output as its output projection reads it: the teacher's last block.
     """
-    prefix = f"{layer}.transformer_blocks."
-    own = [block for block in layers.blocks if block.startswith(prefix)]
-    kept = [layers.blocks[block] for block in own]
-    ends = [_before(block) for block in kept[1:]] + [f"{layers.blocks[layer]}.transformer_blocks.-1"] * bool(kept)
-    return [Pair(student, teacher) for student, teacher in zip(own, ends, strict=True)]
+    prefix, home = f"{layer}.transformer_blocks.", f"{layers.blocks[layer]}.transformer_blocks"
+    # Teacher block -> the last of the student's blocks that came from it.
+    last: dict[int, str] = {}
+    for block in sorted((block for block in layers.blocks if block.startswith(prefix)), key=_number):
+        origin = layers.blocks[block]
+        if origin.rpartition(".")[0] != home or _number(origin) < max(last, default=0):
+            allowed = f"blocks of {home} in ascending order at feature_level transformer_block"
+            raise InvalidValue(f"map.blocks.{block}", origin, allowed, "sort them or take another level")
+        last[_number(origin)] = block
+    ends = [f"{home}.{number - 1}" for number in list(last)[1:]] + [f"{home}.-1"] * bool(last)
+    return [Pair(student, teacher) for student, teacher in zip(last.values(), ends, strict=True)]
 
 
-def _before(block: str) -> str:
-    home, _, number = block.rpartition(".")
-    return f"{home}.{int(number) - 1}"
+def _number(block: str) -> int:
+    return int(block.rpartition(".")[2])
 
 
 class SilentHook(RuntimeError):

@@ -5,7 +5,7 @@ What does not live here: the attention that does so (`models/attention`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ def ask_by_prompt(
     prompt_embeds: Tensor,
     added: Mapping[str, Tensor],
     captions: Sequence[str] | None,
+    states: MutableMapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Return a U-Net's answer, `[B, C, H, W]`, fp32; prompts that come twice are read once where the U-Net can.
 
@@ -31,6 +32,7 @@ def ask_by_prompt(
         added: Further conditions, `[B, ...]`.
         captions: Of the samples; equal ones have equal rows of `prompt_embeds`, except that empty text may stand for
             zeros or for the empty caption. None where nothing is known.
+        states: Inner states, `[B, ...]`, that hooks put here meanwhile; they are put into the samples' order, too.
     """
     # On an accelerator finding the rows of each prompt costs more than reading a prompt twice.
     order, counts = by_prompt(captions or () if x_t.device.type == "cpu" else ())
@@ -45,7 +47,10 @@ def ask_by_prompt(
         added_cond_kwargs={name: value[rows] for name, value in added.items()},
         cross_attention_kwargs={COUNTS: counts},
     ).sample.float()
-    return answer[torch.argsort(rows)]
+    back = torch.argsort(rows)
+    if states is not None:
+        states.update({name: state[back] for name, state in states.items()})
+    return answer[back]
 
 
 def by_prompt(captions: Sequence[str]) -> tuple[list[int], tuple[int, ...]]:

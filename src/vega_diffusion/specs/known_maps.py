@@ -39,6 +39,7 @@ KNOWN_MAPS: dict[str, LayerMap] = {
     )
 }
 
+MAP_FILES = (".toml", ".json")
 RULES = ("first", "even", "random[:SEED]", "stretch", "same")
 
 
@@ -58,7 +59,7 @@ def find_map(reference: str, student: UNetSpec, teacher: UNetSpec) -> LayerMap:
         reference: A name of `KNOWN_MAPS`; a rule; or a TOML or JSON file. Of the rules, `first`, `even` and
             `random:SEED` give a student that is deeper than its teacher new blocks, `stretch` copies of the teacher's.
             `same` drops nothing, between networks of one shape. Maps joined by " + " are carved one after the other:
-            `ssd-1b + ssd-1b-to-vega`.
+            `ssd-1b + ssd-1b-to-vega`; a rule beside other maps than `same` is none of them (`check_joined`).
         student: Its architecture.
         teacher: Its architecture.
 
@@ -66,6 +67,14 @@ def find_map(reference: str, student: UNetSpec, teacher: UNetSpec) -> LayerMap:
         InvalidValue: There is no such map, or it does not fit.
         MissingFile: The file cannot be read.
     """
+    check_joined(reference)
+    parts = [part for part in _parts(reference) if part != "same"]
+    if not parts:
+        if student != teacher:
+            raise InvalidValue("map", reference, "another map between networks of two shapes", "name it")
+        return match_layers(student, teacher, keep_first, "same", "nothing is dropped")
+    if len(parts) == 1:
+        (reference,) = parts
     rule, _, seed = reference.partition(":")
     if rule == "random" and (seed or "0").isdigit():
         return match_layers(student, teacher, keep_randomly(int(seed or 0)), f"random:{seed or 0}", "drawn at random")
@@ -75,16 +84,31 @@ def find_map(reference: str, student: UNetSpec, teacher: UNetSpec) -> LayerMap:
         return match_layers(student, teacher, keep_evenly, "even", "by rule: blocks at equal distances")
     if reference == "stretch":
         return match_layers(student, teacher, stretch, "stretch", "by rule: every block stands for a run of blocks")
-    parts = [part.strip() for part in reference.split(" + ")]
-    if set(parts) == {"same"}:
-        if student != teacher:
-            raise InvalidValue("map", reference, "another map between networks of two shapes", "name it")
-        return match_layers(student, teacher, keep_first, "same", "nothing is dropped")
-    first, *later = (read_map(part) for part in parts if part != "same")
+    first, *later = (read_map(part) for part in parts)
     for one in later:
         first = first.then(one)
     first.check(student, teacher)
     return first
+
+
+def check_joined(reference: str) -> None:
+    """Check that each of several maps that are carved one after the other says by itself what it keeps.
+
+    A rule does not: what it keeps depends on the two networks beside it, and those in between are not known here.
+
+    Raises:
+        InvalidValue: One is neither a known map nor `same` nor a file.
+    """
+    parts = [part for part in _parts(reference) if part != "same"]
+    for part in parts if len(parts) > 1 else ():
+        if part not in KNOWN_MAPS and Path(part).suffix not in MAP_FILES:
+            allowed = f"in {reference!r}, whose maps are joined: {', '.join(KNOWN_MAPS)}, same, a .toml or .json file"
+            remedy = "choose one; vega map show RULE --student NAME --output FILE writes the map of a rule as a file"
+            raise InvalidValue("map", part, allowed, remedy)
+
+
+def _parts(reference: str) -> list[str]:
+    return [part.strip() for part in reference.split(" + ")]
 
 
 def read_map(reference: str) -> LayerMap:

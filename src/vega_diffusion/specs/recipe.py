@@ -46,6 +46,9 @@ DATA_KINDS: dict[str, tuple[str, ...]] = {
 # The modules that make latents.
 ENCODER = ("vae.encoder", "vae.quant_conv")
 
+# Keys whose text "none" is a value of theirs, and not no value.
+SAYS_NONE = frozenset({"sharding"})
+
 # Keys and tables that a resumed run may change: they move no weight of the steps already done. (What
 # samples.num_held_out keeps apart changes the samples themselves, which a resumed run compares.)
 MAY_CHANGE = frozenset(
@@ -326,21 +329,38 @@ class TrainRecipe(StrictSpec):
         """Return the keys whose values differ from another recipe's `identity()`.
 
         A key that the other does not have is like one at its default, and one that this does not have like one that
-        says nothing: recipes saved before there was a setting still stand.
+        says nothing: recipes saved before there was a setting still stand. A table that the other left out, `ema` or
+        `model.lora`, is another thing than one at its defaults.
         """
         mine = self.identity()
-        chosen = flatten(json.loads(self.model_dump_json(exclude_defaults=True)))
-        silent = {key for key in mine.keys() - other.keys() if key not in chosen}
-        keys = (mine.keys() | other.keys()) - silent
-        return sorted(key for key in keys if (mine.get(key) or None) != (other.get(key) or None))
+        chosen = flatten(json.loads(self.model_dump_json(exclude_defaults=True)), keep_empty=True)
+        # Tables that this has where the other has none, those with nothing in them but defaults among them.
+        added = {key for key, value in chosen.items() if value == {} and not any(_within(one, key) for one in other)}
+        added |= {key for key, value in other.items() if value is None and key not in mine}
+
+        def differs(key: str) -> bool:
+            if key not in other and key not in chosen:
+                return any(_within(key, table) for table in added)
+            first, second = mine.get(key), other.get(key)
+            return first != second and not (_says_nothing(first) and _says_nothing(second))
+
+        return sorted(key for key in mine.keys() | other.keys() if differs(key))
 
 
-def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into one with dotted keys; lists stay values, empty tables vanish."""
+def _within(key: str, table: str) -> bool:
+    return key.startswith(f"{table}.")
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value in ("", [], {})
+
+
+def flatten(data: dict[str, Any], prefix: str = "", keep_empty: bool = False) -> dict[str, Any]:
+    """Turn nested tables into one with dotted keys; lists stay values, empty tables vanish unless they are kept."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
+        if isinstance(value, dict) and (value or not keep_empty):
+            flat.update(flatten(value, f"{prefix}{key}.", keep_empty))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -375,9 +395,9 @@ def apply_change(data: dict[str, Any], change: str) -> None:
 
 
 def without_none(value: Any) -> Any:
-    """Turn the text "none" into no value, which TOML cannot write: `ema = "none"`, `max_grad_norm = "none"`."""
+    """Turn the text "none" into no value, which TOML cannot write: `ema = "none"`; `sharding = "none"` stays."""
     if isinstance(value, dict):
-        return {key: without_none(entry) for key, entry in value.items()}
+        return {key: entry if key in SAYS_NONE else without_none(entry) for key, entry in value.items()}
     return None if value == "none" else value
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import model_validator
 
@@ -38,6 +39,9 @@ MAX_SEED = 2**63 - 1
 _RANDOM_SEEDS = 2**32
 
 _Value = TypeVar("_Value")
+# What every profile says, and what some leave to the model.
+_OF_PROFILES = ("guidance_interval", "guidance_kept", "reuse", "decoder")
+_OF_SOME_PROFILES = ("guidance_scale", "sampler", "num_steps")
 
 
 class GenerateRequest(Spec):
@@ -192,6 +196,52 @@ class GenerateRequest(Spec):
                 "decoder": _first(self.decoder, profile.decoder),
             }
         )
+
+    def changed(self, given: Mapping[str, Any]) -> Self:
+        """Return this request, a resolved one, changed where `given` says so.
+
+        What only followed from something that is changed goes with it: from another profile, from guidance that is
+        now off or on, from another size.
+
+        Args:
+            given: Fields as a user wrote them.
+
+        Raises:
+            InvalidValue: A value is not allowed.
+        """
+        deciding = ("profile", "guidance_scale", "guidance_interval")
+        said = self.from_dict({"prompt": self.prompt} | {field: given[field] for field in deciding if field in given})
+        follows: set[str] = set()
+        scale = _first(said.guidance_scale, self.guidance_scale)
+        if said.profile is not None:
+            old, new = PROFILES[self.profile or "exact"], PROFILES[said.profile]
+            follows |= {*_OF_PROFILES}
+            follows |= {field for field in _OF_SOME_PROFILES if getattr(old, field) or getattr(new, field)}
+            if "guidance_scale" in follows:
+                scale = _first(said.guidance_scale, new.guidance_scale)
+        was_guided, is_guided = ((one is None or one > 1) for one in (self.guidance_scale, scale))
+        if was_guided and not is_guided:
+            follows |= {"negative_prompt", "guidance_interval", "guidance_kept"}
+        if is_guided and not was_guided:
+            follows |= {"default_negative"}  # without guidance a request says nothing of negative prompts
+        if said.guidance_interval is not None and said.guidance_interval[1] >= 1:
+            follows |= {"guidance_kept"}
+        if ("width" in given or "height" in given) and self.original_size == (self.height, self.width):
+            follows |= {"original_size"}
+        kept = {field: value for field, value in self.model_dump(mode="json").items() if field not in follows}
+        return self.from_dict(kept | dict(given))
+
+    def departs(self, defaults: GenerationDefaults) -> tuple[str, ...]:
+        """Return the fields in which this request, a resolved one, says what neither its profile nor the model does.
+
+        Where there are any, the profile's certificate tells nothing of its pictures.
+
+        Args:
+            defaults: The model's own.
+        """
+        plain = type(self)(prompt=self.prompt, profile=self.profile, seed=0).resolved(defaults)
+        drawn = (*_OF_SOME_PROFILES, "guidance_interval", "guidance_kept", "reuse")
+        return tuple(field for field in drawn if getattr(self, field) != getattr(plain, field))
 
     def _kept(self, interval: tuple[float, float], profile: ProfileSpec) -> float:
         """Return the share of guidance that acts after an interval: none where it lasts to the end."""

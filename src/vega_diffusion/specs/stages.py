@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vega_diffusion.specs.distillation import DistillationSpec, TeacherSpec
+from vega_diffusion.specs.known_maps import check_joined
 from vega_diffusion.specs.recipe import TrainRecipe, apply_change, without_none
 
 
@@ -53,8 +54,10 @@ def _stage(
     data["steps"] = steps
     data["model"] |= {"base": base, "surgery": {"teacher": source, "map": layers}}
     if isinstance(recipe.objective, DistillationSpec):
+        joined = " + ".join(maps)
+        check_joined(joined)  # now, not after the stages before have been trained
         data["objective"]["teachers"] = [
-            one.model_dump(mode="json", exclude_unset=True) | _within(one, offset, steps) | {"map": " + ".join(maps)}
+            one.model_dump(mode="json", exclude_unset=True) | _within(one, offset, steps) | {"map": joined}
             for one in recipe.objective.teachers
             if one.start_step < offset + steps and (one.stop_step is None or one.stop_step > offset)
         ]

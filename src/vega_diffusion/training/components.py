@@ -6,6 +6,8 @@ What does not live here: which components learn (student.py) and the layout of a
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from vega_diffusion.specs.known_maps import find_map
 from vega_diffusion.specs.objective import DenoisingSpec
 from vega_diffusion.specs.presets import PRESETS, preset
 from vega_diffusion.specs.recipe import SurgerySpec, TrainRecipe
-from vega_diffusion.training.run_directory import run_weights
+from vega_diffusion.training.run_directory import PUBLISHED_STEP, run_weights
 from vega_diffusion.training.state import write_folder
 from vega_diffusion.training.student import Student
 
@@ -200,20 +202,23 @@ def warm_start(student: Student, reference: str) -> WeightReport:
     return WeightReport(reference, counts)
 
 
-def publish_components(student: Student, folder: Path) -> None:
+def publish_components(student: Student, folder: Path, step: int) -> None:
     """Write each component as a folder of config and fp32 safetensors that `from_pretrained` reads, in one go.
 
     Where it learns by adapters, one file with all of them is written, which `pipe.load_lora_weights` reads.
 
     Args:
         student: What to write, as its weights stand now.
-        folder: The folder whose children are the components; replaced at the end.
+        folder: The folder whose children are the components; replaced at the end. What a killed process left half
+            written beside it goes.
+        step: Of the run, which the folder then names.
 
     Raises:
         VegaError: It could not be written; what was there before is kept.
     """
 
     def write(where: Path) -> None:
+        (where / PUBLISHED_STEP).write_text(json.dumps({"step": step}), encoding="utf-8")
         if student.by_adapters:
             save_lora(where, {name: student.get_submodule(name) for name in student.component_names})
             return
@@ -226,6 +231,8 @@ def publish_components(student: Student, folder: Path) -> None:
                 write_weights(where, cast(WeightName, name), with_plain_table(module), ("fp32",))
 
     write_folder(folder, write)
+    for half in (*folder.parent.glob(f".tmp-{folder.name}-*"), *folder.parent.glob(f".tmp-old-{folder.name}-*")):
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def digest(paths: Sequence[Path]) -> str:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from vega_diffusion.data.batches import Batch, BatchSource
 from vega_diffusion.data.order import ShuffledOrder
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
-from vega_diffusion.errors import InvalidValue, VegaError
+from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.memory import is_out_of_memory
 from vega_diffusion.objectives.protocol import Objective
 from vega_diffusion.specs.recipe import TrainRecipe
@@ -40,6 +40,7 @@ from vega_diffusion.training.optimizer import begin_step, build_optimizer, check
 from vega_diffusion.training.prefetch import Prefetch
 from vega_diffusion.training.replay import open_replay
 from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.same_run import check_same_run
 from vega_diffusion.training.sharding import check_sharding, shard, split_like, whole, without_reduction
 from vega_diffusion.training.state import (
     RunState,
@@ -54,8 +55,8 @@ from vega_diffusion.training.trackers import open_tracker
 SampleFunction = Callable[[int, Student], dict[str, float]]
 """Called with the step and the student, which holds the averaged weights meanwhile; returns numbers for the log."""
 
-PublishFunction = Callable[[Student], None]
-"""Called after every saved state with the student, which holds the averaged weights meanwhile."""
+PublishFunction = Callable[[Student, int], None]
+"""Called after every saved state with the student, which holds the averaged weights meanwhile, and the step."""
 
 
 def print_to_stderr(line: str) -> None:
@@ -188,7 +189,7 @@ class Trainer:
         state = load_newest_state(self.directory.states, self.warn)
         if state is None:
             return False
-        self._check_same_run(state)
+        check_same_run(state, self.recipe, self.source.fingerprint(), self.inputs, self.init_from)
         own = self.student.own_state()
         if own.keys() != state.student.keys():
             raise ValueError("the saved weights belong to other parameters")
@@ -224,6 +225,7 @@ class Trainer:
         saved_step = self.step
         try:
             with self._stop.watched():
+                self._make_up()
                 while self.step < recipe.steps:
                     if main and self.step in self.notes:
                         self.warn(f"step {self.step}: {self.notes[self.step]}")
@@ -248,8 +250,10 @@ class Trainer:
                         self._sample(log)
                         logged_at = time.monotonic()
                         logged_step = self.step
-            if saved_step != self.step:
-                self._save(self.seconds_before + time.monotonic() - started)
+                if saved_step != self.step:
+                    self._save(self.seconds_before + time.monotonic() - started)
+                if stopped := self._stopped():
+                    raise RunStopped(stopped, self.step, str(self.directory.states))
         finally:
             bar.close()
             self._ahead.close()
@@ -420,8 +424,7 @@ class Trainer:
         accelerator.wait_for_everyone()
         main = accelerator.is_main_process
         names = {id(parameter): name for name, parameter in self.student.named_parameters()}
-        weights = whole(self.student.own_state(), main)
-        averages = whole(self.ema.state_dict(), main) if self.ema is not None else {}
+        weights, averages = self._whole_weights()
         moments = whole(optimizer_tensors(self._torch_optimizer, names), main)
         if main:
             extra = {
@@ -433,18 +436,28 @@ class Trainer:
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "seconds": seconds,
             }
-            state = RunState(
-                step=self.step,
-                student=weights,
-                ema=averages,
-                optimizer=moments,
-                extra=extra,
-            )
+            state = RunState(self.step, weights, averages, moments, extra)
             save_state(self.directory.states, state, self.recipe.keep)
-            if self.publish is not None:
-                with self._averaged(weights | averages) as student:
-                    self.publish(student)
-        accelerator.wait_for_everyone()
+        self._publish(weights, averages)
+
+    def _whole_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return weights and averages, put together in the main process where processes hold parts of them."""
+        main = self.accelerator.is_main_process
+        averages = self.ema.state_dict() if self.ema is not None else {}
+        return whole(self.student.own_state(), main), whole(averages, main)
+
+    def _publish(self, weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> None:
+        if self.publish is not None and self.accelerator.is_main_process:
+            with self._averaged({**weights, **averages}) as student:
+                self.publish(student, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _make_up(self) -> None:
+        """Publish the weights of the state that the run stands at, where it ended before that or they may be older."""
+        missing = self.publish is not None and self.step > 0 and self.directory.published_step() != self.step
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if missing:
+            self._publish(*self._whole_weights())
 
     def _sample(self, log: MetricsLog | None) -> None:
         if self.on_sample is None:
@@ -480,20 +493,3 @@ class Trainer:
         else:
             with self.ema.applied(self.student) if self.ema is not None else nullcontext():
                 yield self.student
-
-    def _check_same_run(self, state: RunState) -> None:
-        changed = self.recipe.changed_keys(state.extra["identity"])
-        new_run = "go back to the old value, or start another run with --run-name"
-        if changed:
-            old, new = state.extra["identity"].get(changed[0]), self.recipe.identity().get(changed[0])
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-            raise VegaError(f"{changed[0]}: changed from {old!r} to {new!r} since the run was saved{more}; {new_run}")
-        if state.extra["source"] != self.source.fingerprint():
-            raise VegaError(f"data: other samples than when the run was saved; {new_run}")
-        if state.extra["inputs"] != self.inputs:
-            names = dict(state.extra["inputs"].items() ^ self.inputs.items())
-            raise VegaError(f"model.weights.{min(names)}: other weights than before; {new_run}")
-        if self.init_from is not None and self.init_from != state.extra["init_from"]:
-            raise VegaError(f"--init-from: the run is already at step {state.step}; leave it out or use --run-name")
-        if state.step > self.recipe.steps:
-            raise InvalidValue("steps", self.recipe.steps, f"at least {state.step}, the steps done", "raise it")

@@ -23,6 +23,10 @@ def smaller_micro_batch(recipe: TrainRecipe, size: int, processes: int, error: B
     said = str(error).splitlines()[0]
     if processes > 1:
         fewer = f"--set micro_batch_size={max(smaller, default=least)}"
+        if isinstance(recipe.data, ImageLatentsSpec):  # buckets are cut into micro-batches: a saved run keeps its own
+            fewer = f"{fewer}, as another run (--run-name) where states are saved"
+            if recipe.activation_checkpointing is not True:
+                fewer = f"--set activation_checkpointing=true, or {fewer}"
         raise VegaError(f"out of memory ({said}); processes go on together: run again with {fewer}") from error
     if not smaller:
         raise VegaError(

@@ -111,7 +111,13 @@ def run_recipe(
         raise InvalidValue(
             "--init-from", init_from, "nothing where the encoder is frozen", "name the weights in model.weights.vae"
         )
-    for field, value in (("model.lora", recipe.model.lora), ("model.words", recipe.model.words)):
+    priors = recipe.data.prior if isinstance(recipe.data, ImageLatentsSpec) else ()
+    for field, value in (
+        ("model.lora", recipe.model.lora),
+        ("model.words", recipe.model.words),
+        # That model is copied from the recipe's weights, before others could take their place.
+        ('data.prior.target = "model"', any(prior.target == "model" for prior in priors)),
+    ):
         if init_from is not None and value:
             raise InvalidValue("--init-from", init_from, f"nothing with {field}", "name the weights in model.weights")
     accelerator = make_accelerator(recipe, device)
@@ -151,7 +157,7 @@ def run_recipe(
             source,
             directory,
             accelerator,
-            publish=lambda student: _publish(student, recipe, source, directory),
+            publish=lambda student, step: _publish(student, step, recipe, source, directory),
             on_sample=sample_maker(parts.spec, directory, source) if sample_maker and interval else None,
             sample_every=interval,
             inputs=parts.inputs,
@@ -319,13 +325,13 @@ def _component(recipe: TrainRecipe, spec: ModelSpec, name: str, inputs: dict[str
     return module
 
 
-def _publish(student: Student, recipe: TrainRecipe, source: BatchSource, directory: RunDirectory) -> None:
+def _publish(student: Student, step: int, recipe: TrainRecipe, source: BatchSource, directory: RunDirectory) -> None:
     """Write the weights; where latents may have changed, the autoencoder's config gets their scaling factor."""
     if isinstance(recipe.objective, AutoencodingSpec) and not recipe.model.keeps_latents:
         vae = student.get_submodule("vae")
         pixels = source.load(range(SCALING_SAMPLES)).tensors["pixels"].to(next(vae.parameters()).device)
         vae.register_to_config(scaling_factor=round(measure_scaling(vae, pixels), 5))  # type: ignore[operator]
-    publish_components(student, directory.ema)
+    publish_components(student, directory.ema, step)
 
 
 def _write_json(path: Path, text: str) -> None:

@@ -1,12 +1,14 @@
 """The folder of one run: where it lies, what is in it, and that only one process works in it.
 
-Layout: `recipe.json`, `states/` (state.py), `ema/<component>/` (the published weights), `metrics.jsonl`,
-`samples/`, `tensorboard/`, `lock`. It lies under `$VEGA_HOME`, outside any checkout, unless a path is given (`at`).
+Layout: `recipe.json`, `states/` (state.py), `ema/<component>/` (the published weights) and
+`ema/step.json` (their step), `metrics.jsonl`, `samples/`, `tensorboard/`, `lock`. It lies under `$VEGA_HOME`, outside
+any checkout, unless a path is given (`at`).
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 from vega_diffusion.models.home import vega_home
 from vega_diffusion.specs.lora import LORA_FILE
 from vega_diffusion.specs.recipe import TrainRecipe
+
+PUBLISHED_STEP = "step.json"
 
 
 class RunDirectory:
@@ -66,12 +70,14 @@ class RunDirectory:
             raise MissingFile(f"{self.path}: cannot be made ({error.strerror}); {where}") from error
 
     def is_done(self, recipe: TrainRecipe) -> bool:
-        """Whether the run has published weights and a state of the recipe's last step.
+        """Whether the run has a state of the recipe's last step and has published that step's weights.
 
         Raises:
             VegaError: It has, and they are of another recipe.
         """
-        if not ((self.states / f"step-{recipe.steps:08d}").is_dir() and self.ema.is_dir()):
+        # Weights of runs from before they named their step are taken for those of the state.
+        published = self.published_step() in (None, recipe.steps)
+        if not ((self.states / f"step-{recipe.steps:08d}").is_dir() and self.ema.is_dir() and published):
             return False
         changed = recipe.changed_keys(TrainRecipe.from_json(self.recipe.read_text(encoding="utf-8")).identity())
         if changed:
@@ -80,6 +86,13 @@ class RunDirectory:
                 f"move {self.path} away"
             )
         return True
+
+    def published_step(self) -> int | None:
+        """Return the step whose weights are published; None where there are none, or they do not say."""
+        try:
+            return int(json.loads((self.ema / PUBLISHED_STEP).read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from vega_diffusion.data.batches import BatchSource
 from vega_diffusion.data.latent_cache import LatentCache, LatentCacheBuilder
+from vega_diffusion.data.row_cache import folder_name
 from vega_diffusion.data.scene_captions import SceneCaptions
 from vega_diffusion.data.scene_checks import SceneChecks
 from vega_diffusion.data.scene_images import SceneImages, icons_folder
 from vega_diffusion.data.scene_latents import SceneLatents
-from vega_diffusion.data.scene_stream import SceneStream, phrasings, scene_stream, stream_digest
+from vega_diffusion.data.scene_stream import SceneStream, phrasings, scene_stream, stream_digest, stream_identity
 from vega_diffusion.data.scenes.atlas import SpriteAtlas, sample_folder
 from vega_diffusion.data.scenes.renderer import SceneRenderer
 from vega_diffusion.specs.architecture import ModelSpec
@@ -63,8 +64,8 @@ def build_source(
             return SceneCaptions(stream, tokenizers, data.seed, f"{scenes} tokenizers={tokenizers.digest()}")
         case SceneLatentsSpec():
             tokenizers = load_tokenizers(recipe, spec)
-            cache, scaling_factor = open_latents(recipe, data, spec, stream, device)
-            version = f"cache={cache.folder.name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
+            cache, scaling_factor, name = open_latents(recipe, data, spec, stream, device)
+            version = f"cache={name} scale={scaling_factor} tokenizers={tokenizers.digest()}"
             captions = [text for scene in cache.captions for text in scene]
             prompts = open_captions(recipe, captions, tokenizers, frozen or {}, device)
             return SceneLatents(data, cache, tokenizers, scaling_factor, version, prompts)
@@ -84,10 +85,11 @@ def load_atlas(icons: str | None) -> tuple[SpriteAtlas, str]:
 
 def open_latents(
     recipe: TrainRecipe, data: SceneLatentsSpec, spec: ModelSpec, stream: SceneStream, device: torch.device
-) -> tuple[LatentCache, float]:
-    """Return the latents of a recipe, encoding what is not on disk yet, and the autoencoder's scaling factor.
+) -> tuple[LatentCache, float, str]:
+    """Return the latents of a recipe, encoding what is not on disk yet, the autoencoder's scaling factor, and a name.
 
-    The autoencoder is gone when this returns: training needs its memory.
+    The name stands for the latents in a run's fingerprint. It knows of the scenes what the first ones show, as in runs
+    that were saved before caches knew more. The autoencoder is gone when this returns: training needs its memory.
     """
     vae: Any
     vae, path = load_vae(recipe, spec)
@@ -103,7 +105,7 @@ def open_latents(
     }
     builder = LatentCacheBuilder(
         vega_home() / "latents",
-        identity,
+        identity | stream_identity(data.mix),
         SceneRenderer(atlas.to(device)),
         stream,
         partial(phrasings, seed=data.seed),
@@ -113,4 +115,4 @@ def open_latents(
     )
     with tqdm(unit="scene", desc="latents", file=sys.stderr, leave=False) as bar:
         cache = builder.open(data.num_scenes, partial(moved, bar))
-    return cache, scaling_factor
+    return cache, scaling_factor, folder_name(identity)

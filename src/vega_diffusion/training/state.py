@@ -2,7 +2,8 @@
 
 A state is a folder `step-00000500/` with the student's weights, the averages, the optimizer's moments (all
 safetensors, no pickle), `state.json` with the rest, and `manifest.json` with the size and SHA-256 of each file. It is
-written under another name, synced, renamed, read back and verified; only then older states go.
+written under another name, synced and renamed; only then older states go. Whether it is whole is verified when it is
+read.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def save_state(folder: Path, state: RunState, keep: int) -> Path:
-    """Write a state and, once it is whole on the disk, remove all but the newest `keep`.
+    """Write a state and, once it is on the disk, remove those of later steps and all but the newest `keep`.
+
+    A state of a later step is of a future that is lost: the run went back behind it, as where it was damaged.
 
     Args:
         folder: The run's `states` folder.
@@ -122,7 +125,9 @@ def save_state(folder: Path, state: RunState, keep: int) -> Path:
         (where / "state.json").write_text(json.dumps({"step": state.step, **state.extra}), encoding="utf-8")
 
     write_folder(target, write)
-    for old in _complete(folder)[:-keep]:
+    states = _complete(folder)
+    past = states[: states.index(target) + 1]
+    for old in (*past[:-keep], *states[len(past) :]):
         shutil.rmtree(old)
     for half in folder.glob(".tmp-*"):  # left by a killed process; ours has been renamed
         shutil.rmtree(half, ignore_errors=True)

@@ -13,6 +13,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.engine import Engine
 from vega_diffusion.inference.images import GeneratedImage, Progress
@@ -135,6 +136,35 @@ def test_what_is_not_kept_is_drawn_with_torch(engine: Engine, folder: Path) -> N
     assert LeanEngine.open(str(folder), PLAIN) is None, "a file was touched"
     assert keep_for_next_time(engine.components, PLAIN.resolved(engine.components.spec.generation), 1) is None
     assert LeanEngine.open(str(folder), PLAIN) is not None, "and is kept again"
+
+
+def test_int8_that_can_no_longer_be_used_is_said_with_torch_and_without(
+    engine: Engine, folder: Path, home: Path
+) -> None:
+    turbo = PLAIN.model_copy(update={"profile": "turbo"})
+    (drawn,) = engine.generate(turbo)
+    assert keep_for_next_time(engine.components, drawn.record.request, 1) is None
+    store = Store(lambda line: None)
+    foreign = {"what": "unet", "precision": "int8", "weights": engine.components.digest, "openvino": "0.0"}
+    store.make(foreign, lambda folder: None)
+    line = "profile turbo: openvino int8: calibrated by other versions, or only in part; run vega calibrate again"
+    (without_torch,) = opened(folder, turbo).stream(turbo)
+    (with_torch,) = Engine.load(str(folder), device="cpu").generate(turbo)
+    store.remove(foreign)
+    assert line in without_torch.warnings
+    assert line in with_torch.warnings
+    assert line not in drawn.warnings
+
+
+def test_noise_in_bfloat16_is_drawn_in_whole_blocks_alone(tiny_folder: Path, home: Path, engine: Engine) -> None:
+    """9 x 9 cells of 4 channels are 20 blocks and 4 numbers."""
+    narrow = Path(shutil.copytree(tiny_folder, home / "narrow"))
+    parts = Engine.load(str(narrow), device="cpu", dtype="bfloat16").components
+    assert keep_for_next_time(parts, PLAIN.resolved(parts.spec.generation), 1) is None
+    odd = PLAIN.model_copy(update={"width": 72, "height": 72})
+    assert LeanEngine.open(str(narrow), PLAIN) is not None
+    assert LeanEngine.open(str(narrow), odd) is None
+    assert LeanEngine.open(engine.components.name, odd) is not None, "in float32 it is torch's"
 
 
 @pytest.mark.parametrize(

@@ -186,17 +186,49 @@ def decoder_beside(unet: Precision) -> Precision:
 
 
 def is_calibrated(digest: str, opening: Opening) -> bool:
-    """Return whether all that `vega calibrate` makes of a model's weights is there."""
-    return all(is_kept(what, "int8", digest, opening) for what in CALIBRATED)
+    """Return whether all that `vega calibrate` makes of a model's weights is there.
+
+    Where it was made and cannot be used any more, that is said; where nobody made it, nothing is.
+    """
+    lines: list[str] = []
+    if all([is_kept(what, "int8", digest, replace(opening, say=lines.append)) for what in CALIBRATED]):
+        return True
+    if not lines and _was_calibrated(digest, opening):
+        lines.append("calibrated by other versions, or only in part; run vega calibrate again")
+    for line in lines:
+        opening.say(line)
+    return False
 
 
 def is_kept(what: PartName, precision: Precision, digest: str, opening: Opening) -> bool:
-    """Return whether a part's networks need only be taken from the disk."""
+    """Return whether a part's networks need only be taken from the disk; damaged ones are said and removed."""
+    from vega_diffusion.inference.backends.openvino_graphs import Part, identity_in
+    from vega_diffusion.inference.backends.openvino_runtime import RunSettings, cpu_features, require_openvino
+    from vega_diffusion.inference.backends.store import Store
+
     try:
-        open_networks(what, precision, Weights(digest, None), replace(opening, say=QUIET, may_fall_back=False))
+        require_openvino(precision)
     except BackendFault:
         return False
-    return True
+    part = Part(what, digest, _KINDS[what].graphs, detail=_detail(what, 0))
+    settings, store = RunSettings(precision, opening.num_threads, cpu_features()), Store(opening.say, opening.home)
+    identity = identity_in(store, part, settings, _rule(what, opening))
+    remedy = ("run vega calibrate again",) if precision == "int8" else ()
+    return store.find(identity, *remedy) is not None
+
+
+def _was_calibrated(digest: str, opening: Opening) -> bool:
+    """Return whether any int8 networks of these weights are kept, and OpenVINO is here to run any."""
+    from vega_diffusion.inference.backends.openvino_runtime import require_openvino
+    from vega_diffusion.inference.backends.store import Store
+
+    try:
+        require_openvino("int8")
+    except BackendFault:
+        return False
+    store = Store(QUIET, opening.home)
+    kept = [identity for what in CALIBRATED for identity in store.identities(what)]
+    return ("int8", digest) in [(one.get("precision"), one.get("weights")) for one in kept]
 
 
 def open_unet(
@@ -260,8 +292,7 @@ def open_networks(
             case "text-encoder" | "text-encoder-2":
                 return openvino_convert.text_exportables(module)
 
-    detail = {"branch": branch} if what == "unet" else {}
-    plan = _Plan(what, kind.graphs, make, samples, detail)
+    plan = _Plan(what, kind.graphs, make, samples, _detail(what, branch))
     return _guarded(precision, weights, opening or Opening(), plan)
 
 
@@ -354,8 +385,15 @@ def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Pla
     )
     settings = RunSettings(precision, opening.num_threads, features)
     store = Store(opening.say, opening.home)
-    rule = opening.rule if plan.what == "unet" else opening.decoder_rule
-    return Graphs(part, settings, store, rule, opening.max_shapes, opening.keep_blobs)
+    return Graphs(part, settings, store, _rule(plan.what, opening), opening.max_shapes, opening.keep_blobs)
+
+
+def _detail(what: PartName, branch: int) -> dict[str, int]:
+    return {"branch": branch} if what == "unet" else {}
+
+
+def _rule(what: PartName, opening: Opening) -> QuantisationRule:
+    return opening.rule if what == "unet" else opening.decoder_rule
 
 
 def _not_allowed(precision: Precision, allowed: tuple[Precision, ...], what: str) -> InvalidValue:

@@ -29,10 +29,11 @@ from vega_diffusion.inference.backends.openvino_runtime import (
 )
 from vega_diffusion.inference.backends.protocol import Precision
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
-from vega_diffusion.inference.backends.store import Store
+from vega_diffusion.inference.backends.store import Identity, Store
 
 FORMAT = 1
 BLOB, BLOB_FORMAT = "compiled.blob", 2  # 2: without weights
+_NO_NNCF = "none"
 Samples = Callable[[], list[dict[str, Array]]]
 
 
@@ -87,7 +88,7 @@ class Graphs:
         self._part, self._store, self._rule = part, store, rule
         self.settings = settings
         self._keep_blobs = keep_blobs
-        self.identity = identify(part, settings, rule)
+        self.identity = identity_in(store, part, settings, rule)
         self.folder = store.find(self.identity) or self._make()
         self._lowered = {name: LoweredNetwork(partial(self._lower, name), max_shapes) for name in part.graphs}
 
@@ -215,16 +216,27 @@ def identify(part: Part, settings: RunSettings, rule: QuantisationRule) -> dict[
     return identity
 
 
+def identity_in(store: Store, part: Part, settings: RunSettings, rule: QuantisationRule) -> Identity:
+    """Return what names a part's networks in a store: without NNCF, whichever version of it made those that are there.
+
+    What is kept needs none to run.
+    """
+    identity = identify(part, settings, rule)
+    if identity.get("nncf") == _NO_NNCF:
+        return store.like(identity, "nncf") or identity
+    return identity
+
+
 def _nncf_version() -> str:
-    """Return the version of NNCF; what is kept needs none to run, so its absence is no error here."""
+    """Return the version of NNCF; its absence is no error here."""
     try:
         return version("nncf")
     except PackageNotFoundError:
-        return "none"
+        return _NO_NNCF
 
 
 def _require_nncf(route: Route) -> None:
-    if _nncf_version() == "none":
+    if _nncf_version() == _NO_NNCF:
         raise BackendFault(
             Fault.NO_QUANTISER, route, "allowed: int8 with nncf; pip install 'vega-diffusion[openvino]' or use fp32"
         )

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,33 @@ class Store:
         digest = hashlib.sha256(_canonical(identity).encode()).hexdigest()
         return self.home / f"{identity['what']}-{digest[:24]}"
 
-    def find(self, identity: Identity) -> Path | None:
-        """Return the folder of a whole entry, or None; a damaged one is said in one line and removed."""
+    def find(self, identity: Identity, way_out: str = WAYS_OUT[Fault.DAMAGED_CACHE].line) -> Path | None:
+        """Return the folder of a whole entry, or None; a damaged one is said in one line, `way_out`, and removed."""
         path = self.path(identity)
         if not path.is_dir():
             return None
         reason = damage(path, identity)
         if reason is None:
             return path
-        self.say(f"{path}: {Fault.DAMAGED_CACHE.value} ({reason}); {WAYS_OUT[Fault.DAMAGED_CACHE].line}")
+        self.say(f"{path}: {Fault.DAMAGED_CACHE.value} ({reason}); {way_out}")
         self.remove(identity)
         return None
+
+    def identities(self, what: str) -> Iterator[dict[str, Any]]:
+        """Yield what the entries of a kind say that they are; whether they are whole is not looked at."""
+        for path in sorted(self.home.glob(f"{what}-*/{INDEX}")):
+            try:
+                told = json.loads(path.read_text())["identity"]
+                if told["what"] == what:
+                    yield told
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+
+    def like(self, identity: Identity, key: str) -> Identity | None:
+        """Return the identity of an entry that differs from this one in one key at most; of several, the highest."""
+        wanted = _canonical({**identity, key: None})
+        found = [one for one in self.identities(identity["what"]) if _canonical({**one, key: None}) == wanted]
+        return max(found, key=lambda one: str(one.get(key)), default=None)
 
     def remove(self, identity: Identity) -> None:
         """Remove an entry, if it is there."""

@@ -23,6 +23,7 @@ from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.profile import Decoder
 
 FORMAT = 1
+BUNDLE_FORMAT = 2  # 2: with a digest of how text is read
 BUNDLE = "bundle.json"
 TABLE = "table.npz"
 _MADE_BY = ("vega-diffusion", "openvino", "torch", "diffusers", "transformers", "tokenizers")
@@ -35,6 +36,7 @@ class Bundle(Spec):
         spec: Architecture and generation defaults.
         model_digest: Names the weights.
         tiny_digest: Names those of the tiny autoencoder, where there is one.
+        text_digest: Names how text is read, for records.
         dtype: In which torch would draw the first noise.
         scaling_factors: What the U-Net's latents are divided by for each autoencoder.
         tokenizers: First and second.
@@ -45,6 +47,7 @@ class Bundle(Spec):
     spec: ModelSpec
     model_digest: str
     tiny_digest: str | None
+    text_digest: str
     dtype: Literal["float32", "bfloat16"]
     scaling_factors: dict[Decoder, float]
     tokenizers: tuple[TokenizerSpec, TokenizerSpec]
@@ -62,7 +65,7 @@ def bundle_identity(folder: Path) -> dict[str, Any]:
         files.append([path.relative_to(folder).as_posix(), *seal])
     return {
         "what": "bundle",
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "folder": str(folder),
         "files": files,
         "accelerators": sorted(glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/dri/render*")),

@@ -28,7 +28,7 @@ from vega_diffusion.inference.lean.networks import LeanNetworks, latent_shape
 from vega_diffusion.inference.lean.noise import BLOCK, TorchNoise, rounded_to_bfloat16
 from vega_diffusion.inference.lean.sampler_table import SamplerTable
 from vega_diffusion.inference.lean.text import LeanTokenizer
-from vega_diffusion.inference.lines import cut_text, no_tiny_decoder, not_finite_latents
+from vega_diffusion.inference.lines import cut_text, departs_from_certified, no_tiny_decoder, not_finite_latents
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.rules import tile_px_for
 from vega_diffusion.models.find import resolve_model
@@ -127,6 +127,8 @@ class LeanEngine:
         try:
             networks = LeanNetworks.open(bundle, resolved, decoder, lines.append, home)
         except BackendFault:
+            for line in lines:  # of what was damaged, and is gone when the caller looks
+                say(f"profile {resolved.profile}: {line}")
             return None
         return cls(Kept(model, folder, bundle, tokenizers, table), networks, decoder, lines)
 
@@ -259,6 +261,9 @@ class LeanEngine:
         found = find_certificate(
             self._kept.folder, bundle.model_digest, profile, backend, precision, self._decoder, bundle.tiny_digest
         )
+        departs = request.departs(bundle.spec.generation)
+        if found is not None and departs:
+            return (departs_from_certified(profile, departs),)
         return certificate_lines(found, profile, backend, precision, self._kept.model)
 
     def _record(self, request: GenerateRequest) -> PictureRecord:
@@ -274,6 +279,8 @@ class LeanEngine:
             backend=in_use.backend,
             precision=in_use.precision,
             decoder=self._decoder,
+            tiny_sha256=self._kept.bundle.tiny_digest if self._decoder == "tiny" else None,
+            text_sha256=self._kept.bundle.text_digest,
         )
 
 

@@ -21,7 +21,7 @@ from vega_diffusion.inference.backends.open import (
 )
 from vega_diffusion.inference.lean.bundle import Bundle
 from vega_diffusion.inference.rules import is_small_work
-from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
+from vega_diffusion.specs.profile import PROFILES, Decoder, Route, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class LeanNetworks:
         threads = int(told) if told.isdigit() else 1 if is_small else bundle.default_threads
         opening = Opening(say=say, num_threads=threads, home=home)
         own, routes = Weights(bundle.model_digest, None), PROFILES[request.profile or "exact"].routes
-        int8 = any(route.precision == "int8" for route in routes) and is_calibrated(own.digest, opening)
-        route = next(route for route in routes if int8 or route.precision != "int8")
+        route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
         assert route.precision != "own", "OpenVINO's routes name theirs"
         unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
         wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
@@ -94,6 +93,11 @@ class LeanNetworks:
                     networks.prepare(graph, shapes)
 
         Thread(target=compile_all).start()
+
+
+def _is_there(route: Route, digest: str, opening: Opening) -> bool:
+    """Return whether a route of int8 can be taken; a line says so where it no longer can."""
+    return is_calibrated(digest, replace(opening, say=lambda line: opening.say(f"{route}: {line}")))
 
 
 def latent_shape(bundle: Bundle, request: GenerateRequest) -> tuple[int, int, int, int]:

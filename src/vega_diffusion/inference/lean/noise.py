@@ -1,7 +1,7 @@
 """torch's normal numbers without torch: the same Mersenne twister and the same Box-Muller blocks, in numpy.
 
 Equal to `torch.randn` on a CPU but for the last bits of logarithms and cosines (tests hold it to 1e-6), for any number
-of draws of 16 numbers or more.
+of draws of 16 numbers or more; rounded to bfloat16, for whole blocks of 16.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import numpy
 
 Array = numpy.ndarray[Any, Any]
-_BLOCK = 16  # torch turns 8 pairs at a time
+BLOCK = 16
+"""torch turns 8 pairs at a time; in bfloat16 it draws what is left over in another way than in float32."""
+
 _WORD_BITS = 24  # of each 32-bit word, as many as a float32 holds
 
 
@@ -33,14 +35,14 @@ class TorchNoise:
             ValueError: Fewer than 16 numbers, which torch draws another way.
         """
         count = math.prod(shape)
-        if count < _BLOCK:
-            raise ValueError(f"{count} numbers; torch draws fewer than {_BLOCK} in another way")
+        if count < BLOCK:
+            raise ValueError(f"{count} numbers; torch draws fewer than {BLOCK} in another way")
         uniform = self._uniform(count)
-        whole = count - count % _BLOCK
+        whole = count - count % BLOCK
         drawn = numpy.empty(count, numpy.float32)
         drawn[:whole] = _box_muller(uniform[:whole])
         if whole < count:  # torch draws the last block anew, and over what it overlaps
-            drawn[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
+            drawn[-BLOCK:] = _box_muller(self._uniform(BLOCK))
         return drawn.reshape(shape)
 
     def _uniform(self, count: int) -> Array:
@@ -50,9 +52,9 @@ class TorchNoise:
 
 def _box_muller(uniform: Array) -> Array:
     """Return normal numbers from uniform ones: in each block of 16 the first 8 give radii, the last 8 angles."""
-    blocks = uniform.reshape(-1, _BLOCK)
-    radius = numpy.sqrt(-2 * numpy.log(1 - blocks[:, : _BLOCK // 2]))
-    angle = numpy.float32(2 * math.pi) * blocks[:, _BLOCK // 2 :]
+    blocks = uniform.reshape(-1, BLOCK)
+    radius = numpy.sqrt(-2 * numpy.log(1 - blocks[:, : BLOCK // 2]))
+    angle = numpy.float32(2 * math.pi) * blocks[:, BLOCK // 2 :]
     return numpy.concatenate([radius * numpy.cos(angle), radius * numpy.sin(angle)], axis=1).reshape(-1)
 
 
