@@ -26,7 +26,7 @@ class Headline:
         unit: Behind the number.
         scale: What the summary's value is multiplied by.
         of: Another key of that summary, whose value is divided by.
-        where: What that summary must say for the result to be meant.
+        where: What that summary must say for the result to be meant, which then is one of a single thread.
     """
 
     what: str
@@ -41,7 +41,8 @@ class Headline:
         """Return whether a result has this figure."""
         summary = result.measurement.summary
         named = all(isinstance(summary.get(key), int | float) for key in (self.key, self.of) if key is not None)
-        return result.case == self.case and named and self.where.items() <= summary.items()
+        is_meant = self.where.items() <= summary.items() and (not self.where or result.threads == 1)
+        return result.case == self.case and named and is_meant
 
 
 _MINI = {"model": "vega-mini"}
