@@ -26,7 +26,7 @@ class Headline:
         unit: Behind the number.
         scale: What the summary's value is multiplied by.
         of: Another key of that summary, whose value is divided by.
-        where: What that summary must say for the result to be meant, which then is one of a single thread.
+        where: What that summary, or the result's `threads`, must say for the result to be meant.
     """
 
     what: str
@@ -41,11 +41,11 @@ class Headline:
         """Return whether a result has this figure."""
         summary = result.measurement.summary
         named = all(isinstance(summary.get(key), int | float) for key in (self.key, self.of) if key is not None)
-        is_meant = self.where.items() <= summary.items() and (not self.where or result.threads == 1)
+        is_meant = self.where.items() <= {"threads": result.threads, **summary}.items()
         return result.case == self.case and named and is_meant
 
 
-_MINI = {"model": "vega-mini"}
+_MINI = {"model": "vega-mini", "threads": 1}
 _BALANCED = "generate-balanced"
 _INT8, _PRESETS, _CERTIFIED = "speed-vega-openvino-int8-512", "speed-vega-torch-own-512-tiny", "openvino-fp32-full"
 HEADLINES = (
