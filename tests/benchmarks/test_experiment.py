@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tiny_distillation import recipe_text, stretched_teacher, teacher_text
 from vega_diffusion.benchmarks import distillation_matrix, distillation_seeds
-from vega_diffusion.benchmarks.experiment import run_name
 from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.experiment import ExperimentSpec
@@ -91,13 +91,28 @@ title = "features"
     assert matrix.samples.keys() == {"random_loss", "module_loss"}
     assert matrix.samples["module_loss"][0] < matrix.samples["random_loss"][0]
     assert matrix.summary["finalists"] == "random, module"
-    states = RunDirectory(run_name("trial", "matrix", "module", 0)).states
-    before = {path: path.stat().st_mtime_ns for path in states.rglob("*")}
+    # A record stands for a run that is gone; without one, a finished run is measured again and not trained.
+    states = RunDirectory("trial-matrix-module-0").states
+    trained = states.stat().st_mtime_ns
+    shutil.rmtree(RunDirectory("trial-matrix-random-0").path)
+    assert distillation_matrix.measure(file) == matrix
+    assert not RunDirectory("trial-matrix-random-0").path.exists()
+    (file.with_suffix("") / "matrix-module-0.json").unlink()
     assert distillation_matrix.measure(file).samples == matrix.samples
-    assert {path: path.stat().st_mtime_ns for path in states.rglob("*")} == before
+    assert states.stat().st_mtime_ns == trained
+    # Asking the teacher before changes nothing but the rounding of what it says.
+    other = file.with_name("recalled.toml")
+    other.write_text(file.read_text())
+    recalled = distillation_matrix.measure(other, recall=True)
+    assert recalled.samples["random_loss"] == matrix.samples["random_loss"]
+    assert recalled.samples["module_loss"] == pytest.approx(matrix.samples["module_loss"], rel=1e-4)
+    assert len(list((tmp_path / "home/outputs").glob("*/rows.f16"))) == 1
     seeds = distillation_seeds.measure(file, limit=1, at_once=2, changes=("log_every=1",))
     assert {name: len(values) for name, values in seeds.samples.items()} == {"random_overall": 2, "module_overall": 2}
     assert (seeds.name, seeds.summary["prompts_of_a_kind"]) == ("limit-1", 1), "a quick look has a file of its own"
     assert "module_less_random_interval" in seeds.summary
     shares = [value for key, value in seeds.summary.items() if key.startswith("module_style_")]
     assert sum(map(float, shares)) == pytest.approx(1.0, abs=1e-3)
+    # Scores stay as they are when all runs are gone.
+    shutil.rmtree(tmp_path / "home/runs")
+    assert distillation_seeds.measure(file, limit=1, changes=("log_every=1",)) == seeds

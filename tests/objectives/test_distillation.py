@@ -63,7 +63,7 @@ def objective(spec: DistillationSpec, networks: list[Any], kinds: Any = None, ba
     if type(networks[0]).__name__ == "UNet2DConditionModel" and networks[0].config.mid_block_type == "UNetMidBlock2D":
         pairs = tuple(pair._replace(teacher=pair.student) for pair in pairs)  # a teacher of the student's own shape
     teachers = [
-        Teacher(one, kind, pairs, lambda network=network: network)
+        Teacher(one, kind, pairs, lambda network=network: network, lambda: unet(LARGE, 2).to("meta"))
         for one, network, kind in zip(
             spec.teachers, networks, kinds or cast("list[PredictionType]", ["epsilon"] * len(networks)), strict=True
         )
@@ -240,7 +240,7 @@ TEACHERS = [
 
 def assigned(position: int, captions: list[str] | None = None, batch_size: int = 4) -> dict[str, list[int]]:
     spec = spec_of(teachers=TEACHERS)
-    teachers = Teachers([Teacher(one, "epsilon", (), lambda: nn.Identity()) for one in spec.teachers], batch_size)
+    teachers = Teachers([Teacher(one, "epsilon", (), nn.Identity, nn.Identity) for one in spec.teachers], batch_size)
     count = 4 if captions is None else len(captions)
     found = teachers.assign(captions, PositionRng(3, range(position, position + count)))
     return {spec.teachers[index].name: rows for index, rows in found.items()}
@@ -257,7 +257,7 @@ def test_a_mixture_draws_by_share_and_by_position():
     rows = assigned(40, captions=[""] * 400, batch_size=400 * 10)
     assert rows == {"general": list(range(400))}
     teachers = spec_of(teachers=[TEACHERS[1] | {"start_step": 0}, TEACHERS[2] | {"start_step": 0}]).teachers
-    room = Teachers([Teacher(one, "epsilon", (), lambda: nn.Identity()) for one in teachers], 1000)
+    room = Teachers([Teacher(one, "epsilon", (), nn.Identity, nn.Identity) for one in teachers], 1000)
     found = room.assign(None, PositionRng(3, range(1000)))
     assert 0.70 < len(found[0]) / 1000 < 0.80
     assert sorted([*found[0], *found[1]]) == list(range(1000))
@@ -283,7 +283,7 @@ def test_teachers_are_loaded_when_needed_and_let_go():
         return unet(LARGE, 2)
 
     pairs = feature_pairs("module", LAYERS)
-    teachers = [Teacher(one, "epsilon", pairs, lambda one=one: load(one.name)) for one in spec.teachers]
+    teachers = [Teacher(one, "epsilon", pairs, lambda one=one: load(one.name), nn.Identity) for one in spec.teachers]
     made = build_objective(spec, MODEL, {}, teachers, 4)
     assert isinstance(made, Distillation)
     student = nn.ModuleDict({"unet": unet(SMALL, 1)})
@@ -339,7 +339,6 @@ def test_a_teacher_in_half_precision_is_asked_in_it():
         ({"feature_level": None}, "objective.feature_level"),
         ({"feature_weight": 0.0}, "objective.feature_level"),
         ({"feature_weight": 0.0, "feature_level": None, "mask_above": 3.0}, "objective.mask_above"),
-        ({"fixed_samples": 8}, "objective.fixed_samples: 8 .* nothing where features are compared"),
         ({"feature_weight": 0.0, "feature_level": None, "output_weight": 0.0}, "objective.output_weight"),
         (
             {"published": "segmind", "feature_weight": 0.3},

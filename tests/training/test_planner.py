@@ -146,6 +146,11 @@ def test_a_distillation_counts_the_teachers_that_are_there_together(plan):
     found = plan_run(TrainRecipe.from_dict(data), torch.device("cpu"))
     assert found.frozen_parameters == alone.frozen_parameters
     assert found.gflop_per_sample == pytest.approx(alone.gflop_per_sample, rel=0.01)
+    data["objective"] |= {"feature_level": "module", "feature_weight": 0.1}
+    states = plan_run(TrainRecipe.from_dict(data), torch.device("cpu"))
+    assert states.gflop_per_sample == found.gflop_per_sample
+    # The 26 modules' outputs of one sample, in fp16.
+    assert states.cache_mib_per_picture - found.cache_mib_per_picture == pytest.approx(204 / 1024)
 
 
 def test_activation_checkpointing_trades_work_for_memory(plan):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tiny_distillation import recipe_text, teacher_text
 from vega_diffusion.cli.main import main
 from vega_diffusion.diffusion.randomness import PositionRng, derive_seed
 from vega_diffusion.objectives.build import build_objective
+from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.run import build_parts, fixed_order, frozen_components, with_outputs
 from vega_diffusion.training.run_directory import RunDirectory
@@ -31,15 +34,27 @@ def recipe(stretched_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return file
 
 
+@pytest.fixture
+def with_states(recipe: Path) -> Path:
+    """The same recipe with features of modules."""
+    text = recipe.read_text().replace('feature_weight = 0.0\nfeature_level = "none"\n', "feature_weight = 0.5\n")
+    file = recipe.with_name("states.toml")
+    file.write_text(text)
+    return file
+
+
 def caches(tmp_path: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (tmp_path / "home" / "outputs").glob("*/rows.f16")}
 
 
-def test_what_is_recalled_is_what_the_teacher_would_say(recipe: Path) -> None:
-    read = TrainRecipe.read(recipe)
+@pytest.mark.parametrize("level", ["none", "block", "module", "transformer_block", "self_attention"])
+def test_what_is_recalled_is_what_the_teacher_would_say(level: str, recipe: Path) -> None:
+    weight = 0.0 if level == "none" else 0.5
+    read = TrainRecipe.read(recipe, [f"objective.feature_level={level}", f"objective.feature_weight={weight}"])
+    assert isinstance(read.objective, DistillationSpec)
     parts = build_parts(read)
     source: Any = build_source(read, parts.spec, torch.device("cpu"), frozen_components(read, parts.spec))
-    recalled = with_outputs(read, 8, parts, source, torch.device("cpu"))
+    recalled = with_outputs(read, read.objective, parts, source, torch.device("cpu"))
     assert [teacher.recall is None for teacher in (*parts.teachers, *recalled.teachers)] == [True, False]
     drawn = [5, 2, 7]
     rng = PositionRng(derive_seed(read.seed, "objective"), drawn, run_position=12)
@@ -50,6 +65,9 @@ def test_what_is_recalled_is_what_the_teacher_would_say(recipe: Path) -> None:
     )
     torch.testing.assert_close(cached.per_sample, live.per_sample, rtol=1e-3, atol=1e-5)
     assert cached.parts["output"] > 0
+    assert cached.parts.keys() == live.parts.keys()
+    for name, value in live.parts.items():
+        torch.testing.assert_close(cached.parts[name], value, rtol=1e-3, atol=1e-5)
     assert not torch.equal(cached.per_sample, live.per_sample)  # kept in fp16
 
 
@@ -79,14 +97,78 @@ def test_a_run_over_fixed_samples_resumes_exactly_and_asks_once(
 
 
 def test_more_samples_only_add_to_the_cache(recipe: Path, tmp_path: Path) -> None:
-    assert main(["train", str(recipe), "--run-name", "few", "--set", "steps=1"]) == 0
+    assert main(["train", str(recipe), "--run-name", "few", "--set", "steps=2"]) == 0
     (path,) = caches(tmp_path)
     before = path.read_bytes()
-    more = ["--run-name", "more", "--set", "objective.fixed_samples=12", "--set", "steps=1"]
+    more = ["--run-name", "more", "--set", "objective.fixed_samples=12", "--set", "steps=3"]
     assert main(["train", str(recipe), *more]) == 0
     assert list(caches(tmp_path)) == [path]
     assert path.read_bytes()[: len(before)] == before
     assert len(path.read_bytes()) == len(before) * 12 // 8
+
+
+def test_a_run_that_takes_each_sample_once_is_the_run_that_asks_live(with_states: Path, tmp_path: Path) -> None:
+    live = with_states.with_name("live.toml")
+    live.write_text(with_states.read_text().replace("fixed_samples = 8\n", ""))
+    once = ["--set", "steps=2"]
+    assert main(["train", str(live), "--run-name", "live", *once]) == 0
+    assert not caches(tmp_path)
+    assert main(["train", str(with_states), "--run-name", "recalled", *once]) == 0
+    (made,) = caches(tmp_path)
+    first, second = (
+        [json.loads(line) for line in RunDirectory(name).metrics.read_text().splitlines()]
+        for name in ("live", "recalled")
+    )
+    for one, other in zip(first, second, strict=True):
+        for name in ("loss", "mse", "output", "feature"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    assert any(one["feature"] != other["feature"] for one, other in zip(first, second, strict=True)), "kept in fp16"
+    # Another map of the same modules asks nothing again; the weights of the loss are no part of it.
+    again = ["--set", "model.surgery.map=first", "--set", "objective.feature_scale=plain"]
+    again += ["--set", "objective.teachers.0.map=first"]
+    size = made.stat().st_size
+    assert main(["train", str(with_states), "--run-name", "first", *once, *again]) == 0
+    assert [(path, path.stat().st_size) for path in caches(tmp_path)] == [(made, size)]
+
+
+def test_a_teacher_of_some_steps_is_asked_about_their_samples_alone() -> None:
+    first = {"name": "a", "base": "mini-sdxl", "map": "even", "stop_step": 2}
+    last = {"name": "b", "base": "mini-sdxl", "map": "even", "start_step": 2}
+    objective = DistillationSpec.from_dict({"fixed_samples": 20, "teachers": [first, last]})
+    assert [objective.asked_about(one, steps=5, batch_size=4) for one in objective.teachers] == [
+        range(8),
+        range(8, 20),
+    ]
+    # Samples that come again come at other steps, so everybody is asked about all.
+    assert {objective.asked_about(one, steps=6, batch_size=4) for one in objective.teachers} == {range(20)}
+
+
+@pytest.mark.parametrize(
+    ("bias", "said"),
+    [
+        (1e5, "the output of up_blocks.2.resnets.2 for sample 0 has numbers beyond what fp16 holds (up to 1e+05)"),
+        (float("nan"), "its prediction for sample 0 has numbers that are not finite"),
+    ],
+)
+def test_what_fp16_cannot_hold_is_refused(
+    bias: float,
+    said: str,
+    with_states: Path,
+    tmp_path: Path,
+    stretched_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loud = tmp_path / "loud"
+    shutil.copytree(stretched_folder, loud)
+    file = next((loud / "unet").glob("*.safetensors"))
+    weights = load_file(file)
+    weights = {name: value.float() for name, value in weights.items()}
+    weights["up_blocks.2.resnets.2.conv2.bias"] += bias
+    save_file(weights, file)
+    with_states.write_text(with_states.read_text().replace(str(stretched_folder), str(loud)))
+    assert main(["train", str(with_states), "--run-name", "loud"]) == 2
+    assert f"objective.teachers.one: {said}" in capsys.readouterr().err
+    assert not any(path.stat().st_size for path in caches(tmp_path))
 
 
 @pytest.fixture

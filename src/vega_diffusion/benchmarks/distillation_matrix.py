@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from vega_diffusion.benchmarks.report import Measurement
@@ -13,41 +12,44 @@ def measure(
     processes: int = 1,
     at_once: int = 1,
     changes: tuple[str, ...] = (),
+    recall: bool = False,
 ) -> Measurement:
-    """Train what is not trained yet, then compute every student's loss on the same held-out samples.
+    """Train what has no record yet, and compute every student's loss on the same held-out samples.
 
     Args:
         experiment: The experiment's file.
         processes: Of every training.
         at_once: How many trainings share the machine; more than 1 fills a GPU.
         changes: To the recipes of all runs, as `path=value`: how the machine is used, as in `cuda_graphs=true`.
+        recall: Ask a teacher once about each sample and keep what it says in `$VEGA_HOME/outputs`, for all runs.
 
     Raises:
         VegaError: The experiment cannot be read, or a training failed.
     """
-    from vega_diffusion.benchmarks.experiment import held_out, run_phase
-    from vega_diffusion.specs.experiment import ExperimentSpec
+    from vega_diffusion.benchmarks.experiment import Experiment, run_phase, teacher_records
+    from vega_diffusion.benchmarks.experiment_records import check_alike
 
-    spec = ExperimentSpec.read(experiment).with_changes(changes)
-    found = list(run_phase(spec, experiment.stem, "matrix", spec.configurations, processes, _say, at_once))
-    references = {one.configuration: f"run:{one.run}" for one in found}
-    losses = held_out(spec, references | {name.removeprefix("run:"): name for name in spec.teachers})
-    order = sorted(references, key=lambda name: losses[name])
+    found = Experiment.read(experiment, processes, at_once, changes, recall)
+    spec = found.spec
+    runs = {name: record for name, _, record in run_phase(found, "matrix", spec.configurations)}
+    teachers = teacher_records(found, "matrix")
+    check_alike([*runs.values(), *teachers.values()])
+    losses = {name: record.held_out_loss or 0.0 for name, record in runs.items()}
+    order = sorted(losses, key=lambda name: losses[name])
     return Measurement(
-        samples={f"{name}_loss": [losses[name]] for name in references},
+        samples={f"{name}_loss": [loss] for name, loss in losses.items()},
         summary={
-            **{f"{name}_loss": round(losses[name], 5) for name in [*order, *(losses.keys() - references.keys())]},
-            **{f"{one.configuration}_samples_per_s": one.samples_per_s for one in found},
-            "finalists": ", ".join(spec.finalists({name: losses[name] for name in references})),
+            **{f"{name}_loss": round(losses[name], 5) for name in order},
+            **{f"{name}_loss": round(record.held_out_loss or 0.0, 5) for name, record in teachers.items()},
+            **{f"{name}_samples_per_s": record.samples_per_s for name, record in runs.items()},
+            "finalists": ", ".join(spec.finalists(losses)),
             "steps": spec.matrix.steps,
             "held_out_samples": spec.held_out_samples,
+            "trained_on": ", ".join(sorted({record.hardware for record in runs.values()})),
         },
         seeds=spec.matrix.seeds,
         protocol=f"{spec.matrix.steps} steps of 128 samples each, the same samples and noise for all (with "
-        "`fixed_samples`, the first of them again and again); loss with "
-        "min-SNR weights on held-out samples of scenes that no run has, the same for all; averaged weights",
+        "`fixed_samples`, the first of them again and again, if they are fewer); loss with "
+        "min-SNR weights on held-out samples of scenes that no run has, the same for all; averaged weights; samples/s "
+        "with whatever else the machine did" + ("; teachers' answers recalled" if recall else ""),
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

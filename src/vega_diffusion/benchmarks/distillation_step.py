@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,19 @@ from vega_diffusion.benchmarks.report import Measurement
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vega_diffusion.objectives.teachers import Recalled, Teacher
+    from vega_diffusion.specs.architecture import ModelSpec
+
 RECIPE = Path("recipes/vega-mini-distill-cpu.toml")
 SEED = 0
 
-# Name -> changes to the recipe; whether what the teacher predicts is kept; whether latents and captions are.
+# Name -> changes to the recipe; whether what the teacher says is kept; whether latents and captions are.
 CASES: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "task": (("model.surgery=none", 'objective={ kind = "denoising", min_snr_gamma = 5.0 }'), False, True),
     "output_recalled": (("objective.feature_level=none", "objective.feature_weight=0.0"), True, True),
     "output": (("objective.feature_level=none", "objective.feature_weight=0.0"), False, True),
     "features": ((), False, True),
+    "features_recalled": ((), True, True),
     "task_without_caches": (
         ("model.surgery=none", 'objective={ kind = "denoising", min_snr_gamma = 5.0 }'),
         False,
@@ -89,9 +93,7 @@ def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
     side, channels = spec.unet.sample_size, spec.autoencoder.latent_channels
     latents = torch.randn(batch, channels, side, side)
     if recalled:
-        parts = replace(
-            parts, teachers=[replace(one, recall=lambda positions: torch.zeros_like(latents)) for one in parts.teachers]
-        )
+        parts = replace(parts, teachers=[_recalling(one, spec, latents) for one in parts.teachers])
     objective = build_objective(recipe.objective, spec, {} if cached else parts.frozen, parts.teachers, batch)
     student = parts.student.train()
     optimizer = build_optimizer(recipe.optimizer, student)
@@ -120,6 +122,25 @@ def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
         optimizer.zero_grad()
 
     return step
+
+
+def _recalling(teacher: Teacher, spec: ModelSpec, latents: Tensor) -> Teacher:
+    """Return a teacher that recalls noise of the right shapes, in memory and fp16 as the disk keeps it."""
+    from dataclasses import replace
+
+    import torch
+
+    from vega_diffusion.objectives.teachers import Recalled
+    from vega_diffusion.training.teacher_cache import PREDICTION, answer_shapes
+
+    shapes = answer_shapes(teacher, spec, tuple(latents.shape[1:]))
+    said = {name: torch.randn(len(latents), *shape).half() for name, shape in shapes.items()}
+
+    def recall(positions: Sequence[int]) -> Recalled:
+        found = {name: kept[: len(positions)].float() for name, kept in said.items()}
+        return Recalled(found.pop(PREDICTION), found)
+
+    return replace(teacher, recall=recall)
 
 
 def _peak(name: str, recipe: Path, batch: int) -> int:

@@ -1,7 +1,8 @@
-"""Runs the configurations of an experiment by `vega train` and tells of every run how it ended.
+"""Runs the configurations of an experiment by `vega train` and keeps a record of each (`experiment_records`).
 
-A run that is done is not run again, so the command may be stopped at any moment and called anew. What is compared, and
-how it is shown, is told by the cases `distillation_matrix` and `distillation_seeds`.
+What has a record is not run again, nor is a run that is done trained again, so the command may be stopped at any
+moment and called anew. What is compared, and how it is shown, is told by the cases `distillation_matrix` and
+`distillation_seeds`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,16 @@ from statistics import median
 
 from torch import nn
 
-from vega_diffusion.errors import VegaError
+from vega_diffusion.benchmarks.experiment_records import (
+    Record,
+    Records,
+    Score,
+    digest_of,
+    new_record,
+    weights_of,
+    weights_path,
+)
+from vega_diffusion.errors import MissingFile, VegaError
 from vega_diffusion.inference.components import choose_device
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.objectives.build import build_denoising
@@ -32,69 +43,176 @@ from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.sources import build_source
 
 HELD_OUT_SEED = 991
+SCORED_IN = "float32"
+"""On every device, so that students drawn on a GPU and on a CPU are drawn in the same numbers."""
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """One finished run.
+class Experiment:
+    """An experiment and how this machine runs it.
 
     Args:
-        configuration: Its name.
-        seed: Its seed.
-        run: Name of its run directory.
-        samples_per_s: Of training, median over the logged steps.
+        file: The experiment's file; its stem begins the names of all runs, its records lie beside it.
+        spec: What is in it, with the machine's own changes.
+        processes: Of every training and drawing.
+        at_once: How many runs share the machine: a GPU is not filled by one mini network, a CPU is.
+        limit: Prompts of each kind that are scored; None scores all.
     """
 
-    configuration: str
-    seed: int
-    run: str
-    samples_per_s: float
+    file: Path
+    spec: ExperimentSpec
+    processes: int = 1
+    at_once: int = 1
+    limit: int | None = None
+
+    @classmethod
+    def read(
+        cls, file: Path, processes: int, at_once: int, changes: tuple[str, ...], recall: bool, limit: int | None = None
+    ) -> Experiment:
+        """Read an experiment's file.
+
+        Args:
+            file: The file.
+            processes: Of every training and drawing.
+            at_once: How many runs share the machine.
+            changes: To the recipes of all runs.
+            recall: Whether teachers are asked once about each sample, for all runs that take it.
+            limit: Prompts of each kind that are scored.
+        """
+        spec = ExperimentSpec.read(file).with_changes(changes).model_copy(update={"recall": recall})
+        return cls(file, spec, processes, at_once, limit)
+
+    @property
+    def records(self) -> Records:
+        """What is kept of its runs."""
+        return Records(self.file)
+
+    def run_name(self, record: str) -> str:
+        """Return what the run of a record is called."""
+        return f"{self.file.stem}-{record}"
 
 
-def run_name(experiment: str, phase: Phase, configuration: str, seed: int) -> str:
-    """Return what a run is called."""
-    return f"{experiment}-{phase}-{configuration}-{seed}"
+def record_name(phase: Phase, configuration: str, seed: int) -> str:
+    """Return what the record of a run is called."""
+    return f"{phase}-{configuration}-{seed}"
 
 
 def run_phase(
-    experiment: ExperimentSpec,
-    name: str,
-    phase: Phase,
-    configurations: tuple[ConfigurationSpec, ...],
-    processes: int,
-    say: Callable[[str], None],
-    at_once: int = 1,
-) -> Iterator[RunOutcome]:
-    """Train what is not trained yet, a seed of all configurations after the other, and yield each run in that order.
+    experiment: Experiment, phase: Phase, configurations: tuple[ConfigurationSpec, ...]
+) -> Iterator[tuple[str, int, Record]]:
+    """Train what is not trained yet, a seed of all configurations after the other; yield names, seeds, records.
 
-    Args:
-        experiment: What is compared.
-        name: First part of the names of all runs.
-        phase: Which of its phases.
-        configurations: Those that take part.
-        processes: Of every training.
-        say: Called with a line for each run that begins.
-        at_once: How many runs share the machine: a GPU is not filled by one mini network, a CPU is.
+    Records come in that order; those of the matrix have a held-out loss, those of the seeds a score.
 
     Raises:
         VegaError: A run failed; what it said stands above.
     """
-    of_phase = experiment.matrix if phase == "matrix" else experiment.seeds
-    wanted = [(configuration, seed) for seed in of_phase.seeds for configuration in configurations]
+    spec = experiment.spec
+    seeds = (spec.matrix if phase == "matrix" else spec.seeds).seeds
+    wanted = [(configuration, seed) for seed in seeds for configuration in configurations]
 
-    def finished(one: tuple[ConfigurationSpec, int]) -> RunOutcome:
-        configuration, seed = one
-        run = run_name(name, phase, configuration.name, seed)
-        if not RunDirectory(run).is_done(experiment.recipe_of(configuration, phase, seed)):
-            say(f"training {run}")
-            _train(experiment, configuration, phase, seed, run, processes)
-        return RunOutcome(configuration.name, seed, run, _rate(RunDirectory(run)))
+    def finished(one: tuple[ConfigurationSpec, int]) -> tuple[str, int, Record]:
+        return one[0].name, one[1], _recorded(experiment, phase, *one)
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(experiment.at_once) as pool:
         try:
             yield from pool.map(finished, wanted)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _recorded(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record:
+    """Return the record of a run; trains, measures and writes it where there is none."""
+    name = record_name(phase, configuration.name, seed)
+    recipe = experiment.spec.recipe_of(configuration, phase, seed)
+    records, run = experiment.records, experiment.run_name(name)
+    found = find_record(experiment, phase, configuration, seed)
+    if found is None:
+        if not RunDirectory(run).is_done(recipe):
+            say(f"training {run}")
+            _train(experiment, configuration, phase, seed, run)
+        found = new_record(name, recipe, weights_of(recipe), _rate(RunDirectory(run)))
+    if phase == "matrix" and found.held_out_loss is None:
+        loss = held_out(experiment.spec, {name: f"run:{run}"})[name]
+        found = records.write(found.model_copy(update={"held_out_loss": loss}))
+    if phase == "seeds" and (found.score is None or found.score.identity.limit != experiment.limit):
+        found = records.write(found.model_copy(update={"score": _score(f"run:{run}", experiment)}))
+    return found
+
+
+def find_record(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record | None:
+    """Return the record of a run, if there is one that still stands."""
+    recipe = experiment.spec.recipe_of(configuration, phase, seed)
+    return experiment.records.find(record_name(phase, configuration.name, seed), recipe, weights_of(recipe))
+
+
+def teacher_records(experiment: Experiment, phase: Phase) -> dict[str, Record]:
+    """Return the records of the teachers by their names, with a held-out loss or a score as the phase asks for.
+
+    Raises:
+        MissingFile: A teacher is not here and has no record.
+    """
+    found = {}
+    for reference in experiment.spec.teachers:
+        called, path = reference.removeprefix("run:"), weights_path(reference, "unet")
+        made_of = {} if path is None else {f"unet of {reference}": digest_of(path)}
+        record = experiment.records.find(f"teacher-{called}", None, made_of)
+        record = record or new_record(f"teacher-{called}", None, made_of)
+        score = record.score
+        told = record.held_out_loss if phase == "matrix" else score
+        if told is None or (score is not None and score.identity.limit != experiment.limit):
+            if path is None:
+                raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
+            change = (
+                {"held_out_loss": held_out(experiment.spec, {called: reference})[called]}
+                if phase == "matrix"
+                else {"score": _score(reference, experiment)}
+            )
+            record = experiment.records.write(record.model_copy(update=change))
+        found[called] = record
+    return found
+
+
+def _score(reference: str, experiment: Experiment) -> Score:
+    """Evaluate a run or a model by a program of its own, and count the styles of its pictures.
+
+    Raises:
+        VegaError: It failed; what it said stands above.
+    """
+    from vega_diffusion.evaluation.results import read_result
+
+    say(f"scoring {reference}")
+    command = [sys.executable, "-m", "vega_diffusion.cli.main", "evaluate", _model(reference), "--json"]
+    command += ["--split", "dev", "--dtype", SCORED_IN, "--processes", str(experiment.processes)]
+    command += [] if experiment.limit is None else ["--limit", str(experiment.limit)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise VegaError(f"{reference}: scoring ended early; see above, then run the command again")
+    folder = Path(json.loads(done.stdout.splitlines()[-1])["folder"])
+    return Score.of(read_result(folder, reference), style_shares(folder))
+
+
+def _model(reference: str) -> str:
+    """Return what `vega evaluate` calls a run or a model; a run is exported as a model folder."""
+    from vega_diffusion.training.publish import export_run
+    from vega_diffusion.training.run_directory import vega_home
+
+    if not reference.startswith("run:"):
+        return reference
+    name = reference.removeprefix("run:")
+    folder = vega_home() / "experiments" / name
+    export_run(name, folder, name, ("fp16",))  # always: a run of that name may have been trained anew
+    return str(folder)
+
+
+def style_shares(folder: Path) -> dict[str, float]:
+    """Return the share of every style among a finished evaluation's pictures whose prompt names no style."""
+    from vega_diffusion.evaluation.run_folder import JudgedPicture
+
+    lines = (folder / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    pictures = [one for one in map(JudgedPicture.from_json, lines) if one.kind not in ("style", "natural")]
+    found = Counter(one.finding.style for one in pictures)
+    return {style: round(number / len(pictures), 4) for style, number in found.most_common()}
 
 
 def held_out(experiment: ExperimentSpec, references: dict[str, str]) -> dict[str, float]:
@@ -129,12 +247,11 @@ def _unet(reference: str) -> nn.Module:
     return unet
 
 
-def _train(
-    experiment: ExperimentSpec, configuration: ConfigurationSpec, phase: Phase, seed: int, run: str, processes: int
-) -> None:
-    changes = experiment.changes_of(configuration, phase, seed)
-    command = [sys.executable, "-m", "vega_diffusion.cli.main", "train", configuration.recipe or experiment.recipe]
-    command += ["--run-name", run, "--processes", str(processes)]
+def _train(experiment: Experiment, configuration: ConfigurationSpec, phase: Phase, seed: int, run: str) -> None:
+    spec = experiment.spec
+    changes = spec.changes_of(configuration, phase, seed)
+    command = [sys.executable, "-m", "vega_diffusion.cli.main", "train", configuration.recipe or spec.recipe]
+    command += ["--run-name", run, "--processes", str(experiment.processes)]
     command += [part for change in changes for part in ("--set", change)]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         raise VegaError(f"{run}: training ended early; see above, then run the command again, it goes on there")
@@ -144,3 +261,8 @@ def _rate(directory: RunDirectory) -> float:
     lines = [json.loads(line) for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
     rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
     return round(median(rates), 1) if rates else 0.0
+
+
+def say(line: str) -> None:
+    """Tell how far an experiment is, beside its result."""
+    print(line, file=sys.stderr)

@@ -24,6 +24,7 @@ from vega_diffusion.inference.certificates import FOLDER as CERTIFICATES
 from vega_diffusion.specs.base import Spec
 
 RESULTS = Path("benchmarks") / "results"
+EXPERIMENTS = "benchmarks/experiments"
 VERSIONED = ("torch", "diffusers", "transformers", "numpy", "vega-diffusion")
 
 
@@ -158,11 +159,13 @@ class Code:
     def here(cls) -> Code:
         """Return the code of the current folder.
 
-        Result files and certificates do not make it dirty: each case that runs writes some. Where a checkout is
-        copied without its history, `$VEGA_COMMIT` says which commit it is; whether it was changed is not known.
+        Result files, records of experiments and certificates do not make it dirty: each case that runs writes some.
+        Where a checkout is copied without its history, `$VEGA_COMMIT` says which commit it is; whether it was changed
+        is not known.
         """
         copied = os.environ.get("VEGA_COMMIT")
-        written = [f":!{RESULTS.as_posix()}", f":(exclude,glob)**/{CERTIFICATES}/**"]
+        written = [f":!{RESULTS.as_posix()}", f":(exclude,glob){EXPERIMENTS}/*/*.json"]
+        written.append(f":(exclude,glob)**/{CERTIFICATES}/**")
         changes = None if copied else git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
         return cls(copied or git("rev-parse", "HEAD"), None if changes is None else bool(changes))
 

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Protocol
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.evaluation.bootstrap import Interval, intervals
 from vega_diffusion.evaluation.results import EvaluationResult
+from vega_diffusion.evaluation.run_folder import Identity
+from vega_diffusion.evaluation.scores import PromptRates
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.evaluation import OVERALL_KINDS, ROW_KINDS, SuiteKind
+
+
+class Answered(Protocol):
+    """What became of the prompts of one evaluation, by id."""
+
+    @property
+    def identity(self) -> Identity:
+        """What was evaluated."""
+        ...
+
+    @property
+    def prompts(self) -> Mapping[str, PromptRates]:
+        """What became of each prompt."""
+        ...
 
 
 class Difference(Spec):
@@ -76,7 +93,7 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> Comparison:
     )
 
 
-def compare_seeds(pairs: Sequence[tuple[EvaluationResult, EvaluationResult]]) -> Difference:
+def compare_seeds(pairs: Sequence[tuple[Answered, Answered]]) -> Difference:
     """Compare two ways of making a model, each with several seeds: (A, B) of every seed.
 
     A prompt's difference is its mean over the seeds; the interval draws prompts, so it does not grow narrower by
@@ -97,7 +114,7 @@ def compare_seeds(pairs: Sequence[tuple[EvaluationResult, EvaluationResult]]) ->
     return _difference(*_means(overall), intervals(differences)[""])
 
 
-def _check_same_prompts(a: EvaluationResult, b: EvaluationResult) -> None:
+def _check_same_prompts(a: Answered, b: Answered) -> None:
     for name in ("suite", "split", "suite_sha256", "checker_sha256", "limit"):
         first, second = getattr(a.identity, name), getattr(b.identity, name)
         if first != second:

@@ -92,8 +92,8 @@ class Distillation:
         everything = len(rows) == len(answer)
         asked = question if everything else question.rows(torch.tensor(rows, device=answer.device))
         if teacher.recall is not None:
-            wanted: dict[str, Tensor] = {}
-            taught = teacher.recall([rng.positions[row] for row in rows]).to(answer)
+            taught, wanted = teacher.recall([rng.positions[row] for row in rows])
+            taught, wanted = taught.to(answer), {name: state.to(answer.device) for name, state in wanted.items()}
         else:
             unet = self.teachers.unet(index)
             with torch.no_grad(), captured(unet, [pair.teacher for pair in teacher.pairs]) as wanted:

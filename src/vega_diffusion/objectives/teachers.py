@@ -11,6 +11,7 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ from vega_diffusion.objectives.features import Pair
 from vega_diffusion.specs.distillation import TeacherSpec
 
 
+class Recalled(NamedTuple):
+    """What a teacher said of some samples: its prediction `[N, C, H, W]`, and inner states `[N, ...]` by module."""
+
+    prediction: Tensor
+    states: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Teacher:
     """One teacher.
@@ -31,14 +39,16 @@ class Teacher:
         prediction_type: What it predicts.
         pairs: Modules whose outputs are compared; none where features are not.
         load: Returns its U-Net: frozen, in evaluation mode, on the current device of its weights.
-        recall: Sample positions -> what it predicts for them, `[N, C, H, W]`, computed before; None asks it.
+        outline: Returns the same network on the meta device, without values.
+        recall: Sample positions -> what it said of them before, the states of `pairs` among it; None asks it.
     """
 
     spec: TeacherSpec
     prediction_type: PredictionType
     pairs: tuple[Pair, ...]
     load: Callable[[], nn.Module]
-    recall: Callable[[Sequence[int]], Tensor] | None = None
+    outline: Callable[[], nn.Module]
+    recall: Callable[[Sequence[int]], Recalled] | None = None
 
 
 class Teachers:

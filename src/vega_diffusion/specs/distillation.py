@@ -108,7 +108,7 @@ class DistillationSpec(StrictSpec):
     that are further from zero than this many root mean squares. `published` fills in a published loss by name.
 
     With `fixed_samples` the run goes through that many samples again and again, each with its picture, timestep and
-    noise, so that what teachers predict for them is computed once and kept on disk; features are not.
+    noise, so that what teachers say of them, inner states among it, is computed once and kept on disk.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -149,10 +149,6 @@ class DistillationSpec(StrictSpec):
             raise InvalidValue("objective.mask_above", self.mask_above, "nothing without features", "remove it")
         if self.output_weight == 0 and self.feature_weight == 0:
             raise InvalidValue("objective.output_weight", 0, "more than 0 where no features are compared", "raise it")
-        if self.feature_level is not None and self.fixed_samples is not None:
-            raise InvalidValue(
-                "objective.fixed_samples", self.fixed_samples, "nothing where features are compared", "remove one"
-            )
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) != len(names):
             raise InvalidValue("objective.teachers", names, "names that differ", "rename one")
@@ -189,6 +185,14 @@ class DistillationSpec(StrictSpec):
                     "a teacher for every sample at every step",
                     "add one",
                 )
+
+    def asked_about(self, teacher: TeacherSpec, steps: int, batch_size: int) -> range:
+        """Return which of the fixed samples a teacher may be asked about in a run of so many steps."""
+        assert self.fixed_samples is not None
+        if self.fixed_samples < steps * batch_size:  # some come again, at other steps
+            return range(self.fixed_samples)
+        stop = steps if teacher.stop_step is None else min(teacher.stop_step, steps)
+        return range(teacher.start_step * batch_size, stop * batch_size)
 
     def swaps(self) -> dict[int, str]:
         """Return the steps at which the teachers change, with the names of those who teach from there on."""

@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.base import read_toml
+from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.optimizer import StrictSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 
@@ -57,6 +58,7 @@ class ExperimentSpec(StrictSpec):
         pairs: (A, B): finalists of which B less A is told, beside all less the baseline.
         teachers: Models that are scored beside the students: known names or `run:NAME`.
         held_out_samples: How many samples the held-out loss is of.
+        recall: Whether teachers are asked once about each sample that a run takes, for all runs that take it.
         configurations: The rows.
     """
 
@@ -70,6 +72,7 @@ class ExperimentSpec(StrictSpec):
     pairs: tuple[tuple[str, str], ...] = ()
     teachers: tuple[str, ...] = ()
     held_out_samples: PositiveInt = 2_048
+    recall: bool = False
     configurations: tuple[ConfigurationSpec, ...]
 
     @model_validator(mode="after")
@@ -105,7 +108,13 @@ class ExperimentSpec(StrictSpec):
     def changes_of(self, configuration: ConfigurationSpec, phase: Phase, seed: int) -> tuple[str, ...]:
         """Return all changes of one run to its recipe."""
         own, of_phase = configuration.matrix if phase == "matrix" else configuration.seeds, self._phase(phase)
-        return (*self.changes, f"steps={of_phase.steps}", *configuration.changes, *own, f"seed={seed}")
+        changes = (*self.changes, f"steps={of_phase.steps}", *configuration.changes, *own, f"seed={seed}")
+        if not self.recall:
+            return changes
+        recipe = TrainRecipe.read(Path(configuration.recipe or self.recipe), changes)
+        if not isinstance(recipe.objective, DistillationSpec) or recipe.objective.fixed_samples is not None:
+            return changes
+        return (*changes, f"objective.fixed_samples={recipe.steps * recipe.batch_size}")
 
     def recipe_of(self, configuration: ConfigurationSpec, phase: Phase, seed: int) -> TrainRecipe:
         """Return the recipe of one run."""

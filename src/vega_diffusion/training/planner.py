@@ -8,9 +8,10 @@ reaches, times a utilisation that was measured with the mini family.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vega_diffusion.diffusion.randomness import PositionRng
 from vega_diffusion.models.lora import add_lora
 from vega_diffusion.objectives.before import ModelBefore
 from vega_diffusion.objectives.build import build_heads, build_objective
-from vega_diffusion.objectives.teachers import Teacher
+from vega_diffusion.objectives.teachers import Recalled, Teacher
 from vega_diffusion.specs.architecture import ModelSpec
 from vega_diffusion.specs.distillation import DistillationSpec
 from vega_diffusion.specs.recipe import TrainRecipe
@@ -33,6 +34,7 @@ from vega_diffusion.training.optimizer import lr_factor, missing_package, optimi
 from vega_diffusion.training.run import HELPERS, captions_cached, model_before
 from vega_diffusion.training.sample_budget import sample_interval
 from vega_diffusion.training.student import Student
+from vega_diffusion.training.teacher_cache import PREDICTION, answer_shapes
 from vega_diffusion.training.teachers import build_teachers
 
 GIB = 2**30
@@ -330,8 +332,15 @@ def _cache_bytes(recipe: TrainRecipe, spec: ModelSpec) -> int:
     pooled = spec.text_encoder_2.projection_dim if spec.text_encoder_2 else 0
     tokens = spec.text_encoder.max_position_embeddings
     caption = 0 if not captions_cached(recipe) else 2 * (tokens * spec.unet.cross_attention_dim + pooled)
-    outputs = 2 * spec.unet.out_channels * cells if getattr(recipe.objective, "fixed_samples", None) else 0
-    return latents + caption + outputs
+    return latents + caption + 2 * _said_numbers(recipe, spec)
+
+
+def _said_numbers(recipe: TrainRecipe, spec: ModelSpec) -> int:
+    """Return how many numbers are kept of what the teachers say of one sample, of the one who says most."""
+    if not isinstance(recipe.objective, DistillationSpec) or recipe.objective.fixed_samples is None:
+        return 0
+    teachers = build_teachers(recipe.objective, spec, None, recipe.mixed_precision)
+    return max(sum(map(prod, _said_shapes(recipe, spec, teacher).values())) for teacher in teachers)
 
 
 SLOW_PRODUCT_S = 0.1
@@ -383,13 +392,21 @@ def _meta_teachers(recipe: TrainRecipe, spec: ModelSpec) -> list[Teacher]:
     teachers = build_teachers(recipe.objective, spec, None, recipe.mixed_precision)
     if recipe.objective.fixed_samples is None:
         return teachers
+    return [replace(teacher, recall=_recall_on_meta(_said_shapes(recipe, spec, teacher))) for teacher in teachers]
+
+
+def _said_shapes(recipe: TrainRecipe, spec: ModelSpec, teacher: Teacher) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of what a teacher says of one sample."""
     side = latent_side(recipe, spec)
-    shape = (spec.unet.in_channels, side, side)
+    return answer_shapes(teacher, spec, (spec.unet.in_channels, side, side))
 
-    def recall(positions: Sequence[int]) -> Tensor:
-        return torch.zeros(len(positions), *shape, device="meta")
 
-    return [replace(teacher, recall=recall) for teacher in teachers]
+def _recall_on_meta(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[Sequence[int]], Recalled]:
+    def recall(positions: Sequence[int]) -> Recalled:
+        said = {name: torch.zeros(len(positions), *shape, device="meta") for name, shape in shapes.items()}
+        return Recalled(said.pop(PREDICTION), said)
+
+    return recall
 
 
 def _teacher_sizes(recipe: TrainRecipe, teachers: list[Teacher]) -> tuple[int, int]:

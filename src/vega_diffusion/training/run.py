@@ -143,9 +143,7 @@ def run_recipe(
             warn(str(report))
         distillation = recipe.objective if isinstance(recipe.objective, DistillationSpec) else None
         if distillation is not None and distillation.fixed_samples is not None:
-            parts = with_outputs(
-                recipe, distillation.fixed_samples, parts, cast(LatentSource, source), accelerator.device
-            )
+            parts = with_outputs(recipe, distillation, parts, cast(LatentSource, source), accelerator.device)
         swaps = distillation.swaps() if distillation else {}
         notes = {step: f"teachers from here on: {names}" for step, names in swaps.items()}
         trainer = Trainer(
@@ -276,18 +274,21 @@ def captions_cached(recipe: TrainRecipe) -> bool:
 
 
 def fixed_order(recipe: TrainRecipe) -> ShuffledOrder | None:
-    """Return the order of a run that goes through a fixed number of samples; pictures of one size stay together."""
+    """Return the order of a run that goes through a fixed number of samples; pictures of one size stay together.
+
+    The first time they come as they do in a run without a fixed number: what is asked once changes no such run.
+    """
     objective = recipe.objective
     if not isinstance(objective, DistillationSpec) or objective.fixed_samples is None:
         return None
     block = recipe.micro_batch_size if recipe.data.kind == "image_latents" else 1
-    return ShuffledOrder(objective.fixed_samples, recipe.seed, block)
+    return ShuffledOrder(objective.fixed_samples, recipe.seed, block, starts_in_order=True)
 
 
 def with_outputs(
-    recipe: TrainRecipe, num_samples: int, parts: RunParts, source: LatentSource, device: torch.device
+    recipe: TrainRecipe, objective: DistillationSpec, parts: RunParts, source: LatentSource, device: torch.device
 ) -> RunParts:
-    """Return the parts with teachers that recall what they predict for a run's fixed samples."""
+    """Return the parts with teachers that recall what they say of a run's fixed samples."""
     task = build_denoising(DenoisingSpec(), parts.spec, parts.frozen)
     task.to(device)
     shared: dict[str, str | int] = {name: parts.inputs.get(name, "") for name in ("text_encoder", "text_encoder_2")}
@@ -296,7 +297,8 @@ def with_outputs(
     for teacher in parts.teachers:
         identity = shared | {"teacher": parts.inputs[f"teachers.{teacher.spec.name}"]}
         root = vega_home() / "outputs"
-        recall = open_outputs(root, identity, teacher, task, source, recipe.seed, num_samples, device)
+        positions = objective.asked_about(teacher.spec, recipe.steps, recipe.batch_size)
+        recall = open_outputs(root, identity, teacher, task, source, parts.spec, recipe.seed, positions, device)
         teachers.append(replace(teacher, recall=recall))
     return replace(parts, teachers=teachers)
 

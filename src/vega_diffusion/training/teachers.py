@@ -55,7 +55,8 @@ def _teacher(
         layers = find_map(spec.map, student.unet, model.unet)
     except VegaError as error:
         raise VegaError(f"{field}: {error}") from error
-    load: Callable[[], nn.Module] = partial(_without_values, model.unet, spec)
+    outline = partial(_without_values, model.unet, spec)
+    load: Callable[[], nn.Module] = outline
     if inputs is not None:
         reference = spec.weights or (None if spec.base in PRESETS else spec.base)
         if reference is None:
@@ -65,7 +66,7 @@ def _teacher(
         inputs[f"teachers.{spec.name}.map"] = hashlib.sha256(layers.to_json().encode()).hexdigest()
         load = partial(_load, model.unet, path, spec)
     pairs = () if objective.feature_level is None else feature_pairs(objective.feature_level, layers)
-    return Teacher(spec, model.schedule.prediction_type, pairs, load)
+    return Teacher(spec, model.schedule.prediction_type, pairs, load, outline)
 
 
 def _without_values(unet: UNetSpec, spec: TeacherSpec) -> nn.Module:
