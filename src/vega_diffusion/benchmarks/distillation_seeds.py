@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,9 @@ def _matrix_losses(experiment: Experiment) -> dict[str, float]:
     """
     from vega_diffusion.benchmarks.experiment import find_record
 
-    spec, losses = experiment.spec, {}
+    spec, losses, whole = experiment.spec, {}, replace(experiment, limit=None)
     for one in spec.configurations:
-        record = find_record(experiment, "matrix", one, spec.matrix.seeds[0])
+        record = find_record(whole, "matrix", one, spec.matrix.seeds[0])
         if record is None or record.held_out_loss is None:
             raise MissingFile("distillation-matrix: not finished; run it first, it names the finalists")
         losses[one.name] = record.held_out_loss

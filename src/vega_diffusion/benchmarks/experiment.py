@@ -87,15 +87,6 @@ class Experiment:
         """What is kept of its runs."""
         return Records(self.file)
 
-    def run_name(self, record: str) -> str:
-        """Return what the run of a record is called."""
-        return f"{self.file.stem}-{record}"
-
-
-def record_name(phase: Phase, configuration: str, seed: int) -> str:
-    """Return what the record of a run is called."""
-    return f"{phase}-{configuration}-{seed}"
-
 
 def run_phase(
     experiment: Experiment, phase: Phase, configurations: tuple[ConfigurationSpec, ...]
@@ -123,27 +114,24 @@ def run_phase(
 
 def _recorded(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record:
     """Return the record of a run; trains, measures and writes it where there is none."""
-    name = record_name(phase, configuration.name, seed)
-    recipe = experiment.spec.recipe_of(configuration, phase, seed)
-    records, run = experiment.records, experiment.run_name(name)
     found = find_record(experiment, phase, configuration, seed)
-    if found is None:
-        if not RunDirectory(run).is_done(recipe):
-            say(f"training {run}")
-            _train(experiment, configuration, phase, seed, run)
-        found = new_record(name, recipe, weights_of(recipe), _rate(RunDirectory(run)))
-    if phase == "matrix" and found.held_out_loss is None:
-        loss = held_out(experiment.spec, {name: f"run:{run}"})[name]
-        found = records.write(found.model_copy(update={"held_out_loss": loss}))
-    if phase == "seeds" and (found.score is None or found.score.identity.limit != experiment.limit):
-        found = records.write(found.model_copy(update={"score": _score(f"run:{run}", experiment)}))
-    return found
+    if found is not None:
+        return found
+    recipe = experiment.spec.recipe_of(configuration, phase, seed)
+    run = f"{experiment.file.stem}-{phase}-{configuration.name}-{seed}"
+    if not RunDirectory(run).is_done(recipe):
+        say(f"training {run}")
+        _train(experiment, configuration, phase, seed, run)
+    name = _record_name(experiment, phase, f"{configuration.name}-{seed}")
+    record = new_record(name, recipe, weights_of(recipe), _rate(RunDirectory(run)))
+    return experiment.records.write(_measured(experiment, phase, f"run:{run}", record))
 
 
 def find_record(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record | None:
     """Return the record of a run, if there is one that still stands."""
     recipe = experiment.spec.recipe_of(configuration, phase, seed)
-    return experiment.records.find(record_name(phase, configuration.name, seed), recipe, weights_of(recipe))
+    name = _record_name(experiment, phase, f"{configuration.name}-{seed}")
+    return experiment.records.find(name, recipe, weights_of(recipe))
 
 
 def teacher_records(experiment: Experiment, phase: Phase) -> dict[str, Record]:
@@ -155,22 +143,28 @@ def teacher_records(experiment: Experiment, phase: Phase) -> dict[str, Record]:
     found = {}
     for reference in experiment.spec.teachers:
         called, path = reference.removeprefix("run:"), weights_path(reference, "unet")
+        name = _record_name(experiment, phase, f"teacher-{called}")
         made_of = {} if path is None else {f"unet of {reference}": digest_of(path)}
-        record = experiment.records.find(f"teacher-{called}", None, made_of)
-        record = record or new_record(f"teacher-{called}", None, made_of)
-        score = record.score
-        told = record.held_out_loss if phase == "matrix" else score
-        if told is None or (score is not None and score.identity.limit != experiment.limit):
-            if path is None:
-                raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
-            change = (
-                {"held_out_loss": held_out(experiment.spec, {called: reference})[called]}
-                if phase == "matrix"
-                else {"score": _score(reference, experiment)}
-            )
-            record = experiment.records.write(record.model_copy(update=change))
-        found[called] = record
+        record = experiment.records.find(name, None, made_of)
+        if record is None and path is None:
+            raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
+        found[called] = record or experiment.records.write(
+            _measured(experiment, phase, reference, new_record(name, None, made_of))
+        )
     return found
+
+
+def _record_name(experiment: Experiment, phase: Phase, what: str) -> str:
+    """Return what a record is called; a quick look at few prompts has records of its own."""
+    few = "" if experiment.limit is None else f"-limit-{experiment.limit}"
+    return f"{phase}-{what}{few}"
+
+
+def _measured(experiment: Experiment, phase: Phase, reference: str, record: Record) -> Record:
+    """Return a record with what its phase measures: the held-out loss in the matrix, the score with seeds."""
+    if phase == "matrix":
+        return record.model_copy(update={"held_out_loss": held_out(experiment.spec, reference)})
+    return record.model_copy(update={"score": _score(reference, experiment)})
 
 
 def _score(reference: str, experiment: Experiment) -> Score:
@@ -215,12 +209,12 @@ def style_shares(folder: Path) -> dict[str, float]:
     return {style: round(number / len(pictures), 4) for style, number in found.most_common()}
 
 
-def held_out(experiment: ExperimentSpec, references: dict[str, str]) -> dict[str, float]:
-    """Return the held-out denoising losses of U-Nets, all on the same samples of scenes that no run has.
+def held_out(experiment: ExperimentSpec, reference: str) -> float:
+    """Return the held-out denoising loss of a U-Net, on the same samples for all, of scenes that no run has.
 
     Args:
         experiment: Whose data and frozen components are used.
-        references: Name -> where the weights are: `run:NAME`, a known model.
+        reference: Where the weights are: `run:NAME`, a known model.
     """
     recipe = TrainRecipe.read(Path(experiment.recipe), ["model.surgery=none"])
     count = experiment.held_out_samples
@@ -231,8 +225,9 @@ def held_out(experiment: ExperimentSpec, references: dict[str, str]) -> dict[str
     device = choose_device("auto")
     source = build_source(recipe, spec, device, frozen)
     task = build_denoising(DenoisingSpec(), spec, frozen)
-    loaders = {name: partial(_unet, where) for name, where in references.items()}
-    return held_out_losses(loaders, task, source, count, min(count, recipe.micro_batch_size), device=device)
+    loaders = {reference: partial(_unet, reference)}
+    losses = held_out_losses(loaders, task, source, count, min(count, recipe.micro_batch_size), device=device)
+    return losses[reference]
 
 
 def _unet(reference: str) -> nn.Module:

@@ -87,7 +87,7 @@ class Record(Spec):
 
     Attributes:
         schema_version: Of this format.
-        name: Phase, configuration and seed, or "teacher" and its name.
+        name: Of the file: phase, configuration and seed, or phase, "teacher" and its name.
         recipe: `TrainRecipe.identity()`; empty for a teacher.
         made_of: What it was made of, by name, with hashes: weights and maps.
         hardware: The machine that trained it; for a teacher, that measured it.
