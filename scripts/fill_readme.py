@@ -9,7 +9,14 @@ import re
 import sys
 from pathlib import Path
 
-from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
+from vega_diffusion.benchmarks.experiment_report import (
+    MATRIX,
+    SEEDS,
+    SO_FAR,
+    draw_experiment,
+    experiment_tables,
+    steps_table,
+)
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
 from vega_diffusion.benchmarks.headlines import BEGIN as HEADLINES_BEGIN
 from vega_diffusion.benchmarks.headlines import END as HEADLINES_END
@@ -30,6 +37,7 @@ ADAPTING_BEGIN, ADAPTING_END = "<!-- adapting:begin (make docs) -->", "<!-- adap
 ADAPTING_CASES = ("adaptation", "adapting-speed", "full-size-adapting")
 EXPERIMENT, FIGURE = "benchmarks/experiments/distillation.toml", "images/distillation.png"
 EXPERIMENT_BEGIN, EXPERIMENT_END = "<!-- experiment:begin (make docs) -->", "<!-- experiment:end -->"
+STEPS_BEGIN, STEPS_END = "<!-- steps:begin (make docs) -->", "<!-- steps:end -->"
 GRID = """![Fifteen prompts and what vega-mini draws for them](docs/images/grid.png)
 
 Fixed prompts, seed 0 for all, none chosen by eye (`scripts/draw_grid.py`).
@@ -52,7 +60,11 @@ def main() -> int:
     _fill_page("docs/measurements.md", (BEGIN, END, bars_table(results)))
     adapting = [one for one in results if one.case in ADAPTING_CASES]
     _fill_page("docs/adapting.md", (ADAPTING_BEGIN, ADAPTING_END, bars_table(adapting)))
-    _fill_page("docs/distillation.md", (EXPERIMENT_BEGIN, EXPERIMENT_END, _draw_experiment(results)))
+    _fill_page(
+        "docs/distillation.md",
+        (EXPERIMENT_BEGIN, EXPERIMENT_END, _draw_experiment(results)),
+        (STEPS_BEGIN, STEPS_END, steps_table(results) + "\n"),
+    )
     return 0
 
 
@@ -89,7 +101,7 @@ def _draw_sizes(results: list[Result]) -> str:
 def _draw_experiment(results: list[Result]) -> str:
     """Draw the figure of the distillation experiment, and return what shows it and its tables."""
     spec = ExperimentSpec.read(ROOT / EXPERIMENT)
-    of_experiment = [one for one in results if one.case in (MATRIX, SEEDS)]
+    of_experiment = [one for one in results if one.case in (MATRIX, SO_FAR, SEEDS)]
     tables = experiment_tables(spec, of_experiment)
     if not tables:
         return ""

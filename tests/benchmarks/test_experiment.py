@@ -97,7 +97,10 @@ title = "features"
     shutil.rmtree(RunDirectory("trial-matrix-random-0").path)
     assert distillation_matrix.measure(file) == matrix
     assert not RunDirectory("trial-matrix-random-0").path.exists()
+    assert distillation_matrix.measure(file, recorded=True) == matrix
     (file.with_suffix("") / "matrix-module-0.json").unlink()
+    part = distillation_matrix.measure(file, recorded=True)
+    assert (part.name, part.summary["missing"], part.samples.keys()) == ("so-far", "module", {"random_loss"})
     assert distillation_matrix.measure(file).samples == matrix.samples
     assert states.stat().st_mtime_ns == trained
     # Asking the teacher before changes nothing but the rounding of what it says.

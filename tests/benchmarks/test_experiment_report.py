@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vega_diffusion.benchmarks.experiment_report import MATRIX, SEEDS, draw_experiment, experiment_tables
+from vega_diffusion.benchmarks.distillation_step import CASES
+from vega_diffusion.benchmarks.experiment_report import (
+    MATRIX,
+    SEEDS,
+    STEP_TITLES,
+    STEPS,
+    draw_experiment,
+    experiment_tables,
+    steps_table,
+)
 from vega_diffusion.benchmarks.report import Measurement, Result, make_result
 from vega_diffusion.specs.experiment import ExperimentSpec
 
@@ -52,6 +61,29 @@ def test_tables_hold_every_figure(results: list[Result]) -> None:
         "`random`: random weights, no teacher | 20"
     )
     assert experiment_tables(SPEC, []) == ""
+
+
+def test_a_matrix_that_is_not_finished_says_what_is_missing(results: list[Result]) -> None:
+    part = Measurement(
+        name="so-far",
+        samples={"random_loss": [0.14]},
+        summary={"steps": 235, "missing": "carved, output"},
+        protocol="made up",
+    )
+    text = experiment_tables(SPEC, [result(MATRIX, part)])
+    assert "one seed. So far; not yet: carved, output." in text
+    assert "| `random`: random weights, no teacher | 0.14000 |  |" in text
+    assert "So far" not in experiment_tables(SPEC, results)
+
+
+def test_what_a_teacher_costs_is_told_by_the_newest_result() -> None:
+    said = {"batch": 64, "task_samples_per_cpu_s": 71.1, "task_over_task": 1.0, "task_peak_gib": 1.01}
+    said |= {"features_samples_per_cpu_s": 31.5, "features_over_task": 2.25, "features_peak_gib": 1.14}
+    text = steps_table([result(STEPS, Measurement(samples={}, summary=said, protocol="made up"))])
+    assert "| no teacher | 71.1 | 1.0 | 1.01 |" in text
+    assert "| predictions and features of modules | 31.5 | 2.25 | 1.14 |" in text
+    assert steps_table([]) == ""
+    assert STEP_TITLES.keys() == CASES.keys()
 
 
 def test_the_figure_is_drawn_with_one_panel_and_with_two(results: list[Result], tmp_path: Path) -> None:

@@ -134,11 +134,25 @@ def find_record(experiment: Experiment, phase: Phase, configuration: Configurati
     return experiment.records.find(name, recipe, weights_of(recipe))
 
 
-def teacher_records(experiment: Experiment, phase: Phase) -> dict[str, Record]:
+def recorded_runs(experiment: Experiment) -> Iterator[tuple[str, int, Record]]:
+    """Yield name, seed and record of what the matrix has so far."""
+    for configuration in experiment.spec.configurations:
+        for seed in experiment.spec.matrix.seeds:
+            record = find_record(experiment, "matrix", configuration, seed)
+            if record is not None:
+                yield configuration.name, seed, record
+
+
+def teacher_records(experiment: Experiment, phase: Phase, those_here: bool = False) -> dict[str, Record]:
     """Return the records of the teachers by their names, with a held-out loss or a score as the phase asks for.
 
+    Args:
+        experiment: Whose.
+        phase: What is measured.
+        those_here: Leave out teachers that are not here and have no record.
+
     Raises:
-        MissingFile: A teacher is not here and has no record.
+        MissingFile: There is such a teacher, and it is not to be left out.
     """
     found = {}
     for reference in experiment.spec.teachers:
@@ -147,6 +161,8 @@ def teacher_records(experiment: Experiment, phase: Phase) -> dict[str, Record]:
         made_of = {} if path is None else {f"unet of {reference}": digest_of(path)}
         record = experiment.records.find(name, None, made_of)
         if record is None and path is None:
+            if those_here:
+                continue
             raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
         found[called] = record or experiment.records.write(
             _measured(experiment, phase, reference, new_record(name, None, made_of))

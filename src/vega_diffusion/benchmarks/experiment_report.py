@@ -9,14 +9,15 @@ from vega_diffusion.benchmarks.report import Result
 from vega_diffusion.errors import Unavailable
 from vega_diffusion.specs.experiment import ExperimentSpec
 
-MATRIX, SEEDS = "distillation-matrix", "distillation-seeds"
+MATRIX, SEEDS, STEPS = "distillation-matrix", "distillation-seeds", "distillation-step"
+SO_FAR = f"{MATRIX}-so-far"
 _INK, _POINT, _TEACHER, _LIGHT = "#1d2330", "#2f6fdb", "#d1603d", "#c9d1dc"
 
 
 def experiment_tables(spec: ExperimentSpec, results: Sequence[Result]) -> str:
     """Return the tables of the newest results of both phases; empty where there are none."""
     parts = []
-    matrix, seeds = _newest(results, MATRIX), _newest(results, SEEDS)
+    matrix, seeds = _newest(results, MATRIX, SO_FAR), _newest(results, SEEDS)
     if matrix is not None:
         parts.append(_matrix_table(spec, matrix))
     if seeds is not None:
@@ -39,11 +40,11 @@ def draw_experiment(spec: ExperimentSpec, results: Sequence[Result], path: Path)
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable("figure: matplotlib is not installed; pip install 'vega-diffusion[plots]'") from error
-    matrix, seeds = _newest(results, MATRIX), _newest(results, SEEDS)
+    matrix, seeds = _newest(results, MATRIX, SO_FAR), _newest(results, SEEDS)
     panels = [part for part in (matrix, seeds) if part is not None]
     figure = Figure(figsize=(7.2 * len(panels), 4.8), layout="constrained")
     for axes, result in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        of_matrix = result.case == MATRIX
+        of_matrix = result.case != SEEDS
         values = _samples(result, "_loss" if of_matrix else "_overall")
         scale = 1.0 if of_matrix else 100.0
         names = sorted(values, key=lambda name: sum(values[name]) / len(values[name]), reverse=of_matrix)
@@ -76,7 +77,8 @@ def draw_experiment(spec: ExperimentSpec, results: Sequence[Result], path: Path)
 
 def _matrix_table(spec: ExperimentSpec, result: Result) -> str:
     summary, losses = result.measurement.summary, _samples(result, "_loss")
-    lines = [f"`python -m vega_diffusion.benchmarks {MATRIX}`: {summary['steps']} steps of 128 samples, one seed.", ""]
+    missing = f" So far; not yet: {summary['missing']}." if "missing" in summary else ""
+    lines = [f"`{result.command}`: {summary['steps']} steps of 128 samples, one seed.{missing}", ""]
     lines += ["| configuration | held-out loss | samples/s |", "|---|---|---|"]
     for name in sorted(losses, key=lambda one: losses[one][0]):
         rate = summary.get(f"{name}_samples_per_s", "")
@@ -123,5 +125,37 @@ def _samples(result: Result, suffix: str) -> dict[str, list[float]]:
     return {name.removesuffix(suffix): values for name, values in samples.items() if name.endswith(suffix)}
 
 
-def _newest(results: Sequence[Result], case: str) -> Result | None:
-    return max((one for one in results if one.case == case), key=lambda one: one.finished, default=None)
+def _newest(results: Sequence[Result], *cases: str) -> Result | None:
+    return max((one for one in results if one.case in cases), key=lambda one: one.finished, default=None)
+
+
+STEP_TITLES = {
+    "task": "no teacher",
+    "output_recalled": "teacher's predictions, recalled (`fixed_samples`)",
+    "output": "teacher's predictions",
+    "features_recalled": "predictions and features of modules, recalled",
+    "features": "predictions and features of modules",
+    "task_without_caches": "no teacher, nor caches: autoencoder and text encoders in the step",
+    "features_without_caches": "predictions and features, no caches",
+}
+
+
+def steps_table(results: Sequence[Result]) -> str:
+    """Return the table of what a teacher costs in a step, from the newest result; empty where there is none."""
+    result = _newest(results, STEPS)
+    if result is None:
+        return ""
+    summary, machine = result.measurement.summary, result.hardware
+    where = machine.accelerator or f"{machine.processor} with {machine.instructions}"
+    lines = [
+        f"Whole steps of {summary['batch']} samples with the optimizer, vega-mini taught by mini-sdxl, one thread of "
+        f"{where} (`{result.command}`):",
+        "",
+        "| step | samples/s | times the step without a teacher | peak memory, GiB |",
+        "|---|---|---|---|",
+    ]
+    for name, title in STEP_TITLES.items():
+        if f"{name}_over_task" in summary:
+            rate, over, peak = (summary[f"{name}_{key}"] for key in ("samples_per_cpu_s", "over_task", "peak_gib"))
+            lines.append(f"| {title} | {rate} | {over} | {peak} |")
+    return "\n".join(lines)
