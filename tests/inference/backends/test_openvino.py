@@ -266,7 +266,7 @@ def test_bf16_is_reported_as_what_openvino_really_runs(
     denoiser = open_denoiser(Route("openvino", "bf16"), weights, Opening(home=tmp_path, say=lines.append))
     question = ask(unet)
     error = relative_error(denoiser.predict(question), TorchEager(lambda: unet).predict(question))
-    narrow = error > 1e-4  # float32 is within 1e-5
+    narrow = error > 4e-3  # weights that are kept in fp16 alone, for float32 on AVX2: 0.0009
     assert error < (0.02 if really else 0.05)  # 0.031 by conversions
     assert narrow or not really
     assert denoiser.in_use.precision == ("bf16" if narrow else "fp32")
