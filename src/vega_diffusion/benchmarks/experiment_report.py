@@ -55,15 +55,14 @@ def draw_experiment(spec: ExperimentSpec, results: Sequence[Result], path: Path)
                 axes.plot([mean] * 2, [place - 0.3, place + 0.3], color=_LIGHT, linewidth=3, solid_capstyle="round")
             axes.plot(found, [place] * len(found), "o", color=_POINT, alpha=0.75, markersize=7)
         axes.set_yticks(range(len(names)), [spec.named(name).title for name in names])
+        axes.set_ylim(-0.6, len(names) - 0.4)  # an annotation outside of it would be left out
         suffix = "loss" if of_matrix else "overall"
         for teacher in spec.teachers:
             called = teacher.removeprefix("run:")
             value = result.measurement.summary.get(f"{called}_{suffix}")
             if isinstance(value, int | float):
                 axes.axvline(scale * value, color=_TEACHER, linestyle=":", linewidth=1)
-                axes.annotate(
-                    called, (scale * value, len(names) - 0.4), rotation=90, fontsize=8, color=_TEACHER, va="top"
-                )
+                axes.annotate(called, (scale * value, -0.5), rotation=90, fontsize=8, color=_TEACHER, va="bottom")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=_LIGHT, linewidth=0.5)
@@ -79,7 +78,8 @@ def _matrix_table(spec: ExperimentSpec, result: Result) -> str:
     summary, losses = result.measurement.summary, _samples(result, "_loss")
     missing = f" So far; not yet: {summary['missing']}." if "missing" in summary else ""
     lines = [f"`{result.command}`: {summary['steps']} steps of 128 samples, one seed.{missing}", ""]
-    lines += ["| configuration | held-out loss | samples/s |", "|---|---|---|"]
+    recalled = " (teachers' answers recalled)" if "--recall " in f"{result.command} " else ""
+    lines += [f"| configuration | held-out loss | samples/s{recalled} |", "|---|---|---|"]
     for name in sorted(losses, key=lambda one: losses[one][0]):
         rate = summary.get(f"{name}_samples_per_s", "")
         lines.append(f"| `{name}`: {spec.named(name).title} | {losses[name][0]:.5f} | {rate} |")
