@@ -91,7 +91,7 @@ class Record(Spec):
         recipe: `TrainRecipe.identity()`; empty for a teacher.
         made_of: What it was made of, by name, with hashes: weights and maps.
         hardware: The machine that trained it; for a teacher, that measured it.
-        commit: Of the code that did.
+        commit: Of the code that measured and recorded it.
         finished: When, UTC.
         samples_per_s: Of training, median over the logged steps; 0 for a teacher.
         held_out_loss: On samples that no run has.

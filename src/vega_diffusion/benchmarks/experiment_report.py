@@ -78,7 +78,7 @@ def _matrix_table(spec: ExperimentSpec, result: Result) -> str:
     summary, losses = result.measurement.summary, _samples(result, "_loss")
     missing = f" So far; not yet: {summary['missing']}." if "missing" in summary else ""
     lines = [f"`{result.command}`: {summary['steps']} steps of 128 samples, one seed.{missing}", ""]
-    recalled = " (teachers' answers recalled)" if "--recall " in f"{result.command} " else ""
+    recalled = " (teachers' answers recalled, beside other work)" if "--recall " in f"{result.command} " else ""
     lines += [f"| configuration | held-out loss | samples/s{recalled} |", "|---|---|---|"]
     for name in sorted(losses, key=lambda one: losses[one][0]):
         rate = summary.get(f"{name}_samples_per_s", "")
