@@ -93,23 +93,28 @@ def run_phase(
 ) -> Iterator[tuple[str, int, Record]]:
     """Train what is not trained yet, a seed of all configurations after the other; yield names, seeds, records.
 
-    Records come in that order; those of the matrix have a held-out loss, those of the seeds a score.
+    Records come in that order; those of the matrix have a held-out loss, those of the seeds a score. A run that fails
+    leaves the others be.
 
     Raises:
-        VegaError: A run failed; what it said stands above.
+        VegaError: Runs failed, said when the others are done; what they said stands above.
     """
-    spec = experiment.spec
+    spec, failed = experiment.spec, list[VegaError]()
     seeds = (spec.matrix if phase == "matrix" else spec.seeds).seeds
     wanted = [(configuration, seed) for seed in seeds for configuration in configurations]
-
-    def finished(one: tuple[ConfigurationSpec, int]) -> tuple[str, int, Record]:
-        return one[0].name, one[1], _recorded(experiment, phase, *one)
-
     with ThreadPoolExecutor(experiment.at_once) as pool:
+        found = [pool.submit(_recorded, experiment, phase, *one) for one in wanted]
         try:
-            yield from pool.map(finished, wanted)
+            for (configuration, seed), future in zip(wanted, found, strict=True):
+                try:
+                    yield configuration.name, seed, future.result()
+                except VegaError as error:
+                    say(f"error: {error}")
+                    failed.append(error)
         finally:
             pool.shutdown(cancel_futures=True)
+    if failed:
+        raise VegaError(f"{len(failed)} of {len(wanted)} runs failed, the first: {failed[0]}") from failed[0]
 
 
 def _recorded(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record:
@@ -154,20 +159,22 @@ def teacher_records(experiment: Experiment, phase: Phase, those_here: bool = Fal
     Raises:
         MissingFile: There is such a teacher, and it is not to be left out.
     """
-    found = {}
-    for reference in experiment.spec.teachers:
+
+    def found(reference: str) -> tuple[str, Record | None]:
         called, path = reference.removeprefix("run:"), weights_path(reference, "unet")
         name = _record_name(experiment, phase, f"teacher-{called}")
         made_of = {} if path is None else {f"unet of {reference}": digest_of(path)}
         record = experiment.records.find(name, None, made_of)
-        if record is None and path is None:
-            if those_here:
-                continue
+        if record is not None or (path is None and those_here):
+            return called, record
+        if path is None:
             raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
-        found[called] = record or experiment.records.write(
-            _measured(experiment, phase, reference, new_record(name, None, made_of))
-        )
-    return found
+        measured = _measured(experiment, phase, reference, new_record(name, None, made_of))
+        return called, experiment.records.write(measured)
+
+    with ThreadPoolExecutor(experiment.at_once) as pool:
+        records = list(pool.map(found, experiment.spec.teachers))
+    return {called: record for called, record in records if record is not None}
 
 
 def _record_name(experiment: Experiment, phase: Phase, what: str) -> str:

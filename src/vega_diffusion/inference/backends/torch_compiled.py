@@ -8,7 +8,7 @@ shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -126,10 +126,23 @@ class TorchCompiled:
         """Let torch compile for as many shapes as there are; where it cannot compile a region whole, it raises."""
         from torch._dynamo import config
 
-        with torch.inference_mode(), config.patch(recompile_limit=_MAX_SHAPES, fail_on_recompile_limit_hit=True):
+        limits = config.patch(recompile_limit=_MAX_SHAPES, fail_on_recompile_limit_hit=True)
+        with torch.inference_mode(), limits, _best_convolutions() if self._cuda_graphs else nullcontext():
             yield
         if num_compiled_graphs():
             self._buckets.add(Bucket.of(question))
+
+
+@contextmanager
+def _best_convolutions() -> Iterator[None]:
+    """Let cuDNN try its kernels out: a graph keeps those that it was recorded with, whatever comes after."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def num_compiled_graphs() -> int:
