@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def test_mistakes_are_one_line(old: str, new: str, message: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_tiny_experiment_from_its_file_to_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_experiment_from_its_file_to_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
     teacher = stretched_teacher(tmp_path / "teacher")
     recipe = tmp_path / "tiny.toml"
@@ -116,6 +119,16 @@ title = "features"
     assert "module_less_random_interval" in seeds.summary
     shares = [value for key, value in seeds.summary.items() if key.startswith("module_style_")]
     assert sum(map(float, shares)) == pytest.approx(1.0, abs=1e-3)
+    # A run that fails leaves the others be; a part is trained ahead of the whole.
+    broken = file.with_name("broken.toml")
+    changed = file.read_text().replace('title = "nothing"', 'title = "fails"')
+    broken.write_text(changed.replace('changes = ["model.surgery=none"', 'changes = ["model.weights.vae=run:nobody"'))
+    train = runpy.run_path(str(ROOT / "scripts/train_experiment.py"))["main"]
+    assert train([str(broken), "--phase", "matrix", "--only", "nobody"]) == 2
+    assert train([str(broken), "--phase", "matrix", "--only", "random", "module"]) == 2
+    assert "error: 1 of 2 runs failed, the first: broken-matrix-random-0" in capsys.readouterr().err
+    assert [one.stem for one in broken.with_suffix("").iterdir()] == ["matrix-module-0"]
+    assert train([str(broken), "--phase", "matrix", "--only", "module"]) == 0
     # Scores stay as they are when all runs are gone.
     shutil.rmtree(tmp_path / "home/runs")
     assert distillation_seeds.measure(file, limit=1, changes=("log_every=1",)) == seeds

@@ -38,8 +38,8 @@ from vega_diffusion.specs.objective import DenoisingSpec
 from vega_diffusion.specs.recipe import TrainRecipe
 from vega_diffusion.training.components import find_spec, locate, read_component
 from vega_diffusion.training.held_out import held_out_losses
-from vega_diffusion.training.run import frozen_components
-from vega_diffusion.training.run_directory import RunDirectory
+from vega_diffusion.training.run import frozen_components, references
+from vega_diffusion.training.run_directory import RunDirectory, unfinished
 from vega_diffusion.training.sources import build_source
 
 HELD_OUT_SEED = 991
@@ -123,6 +123,8 @@ def _recorded(experiment: Experiment, phase: Phase, configuration: Configuration
     if found is not None:
         return found
     recipe = experiment.spec.recipe_of(configuration, phase, seed)
+    for _, reference in references(recipe):
+        _check_finished(reference)
     run = f"{experiment.file.stem}-{phase}-{configuration.name}-{seed}"
     if not RunDirectory(run).is_done(recipe):
         say(f"training {run}")
@@ -130,6 +132,16 @@ def _recorded(experiment: Experiment, phase: Phase, configuration: Configuration
     name = _record_name(experiment, phase, f"{configuration.name}-{seed}")
     record = new_record(name, recipe, weights_of(recipe), _rate(RunDirectory(run)))
     return experiment.records.write(_measured(experiment, phase, f"run:{run}", record))
+
+
+def _check_finished(reference: str) -> None:
+    """Refuse a teacher whose run is not done: its record would be of weights that no recipe makes.
+
+    Raises:
+        VegaError: It is not.
+    """
+    if so_far := unfinished(reference):
+        raise VegaError(f"{so_far}; train it to its end before it teaches or is measured")
 
 
 def find_record(experiment: Experiment, phase: Phase, configuration: ConfigurationSpec, seed: int) -> Record | None:
@@ -169,6 +181,7 @@ def teacher_records(experiment: Experiment, phase: Phase, those_here: bool = Fal
             return called, record
         if path is None:
             raise MissingFile(f"{reference}: no unet weights there; train that recipe first")
+        _check_finished(reference)
         measured = _measured(experiment, phase, reference, new_record(name, None, made_of))
         return called, experiment.records.write(measured)
 

@@ -49,7 +49,7 @@ from vega_diffusion.training.components import (
 from vega_diffusion.training.denormals import flushed_denormals
 from vega_diffusion.training.encoders import load_tokenizers
 from vega_diffusion.training.loop import SampleFunction, Trainer, TrainResult, make_accelerator
-from vega_diffusion.training.run_directory import RunDirectory, vega_home
+from vega_diffusion.training.run_directory import RunDirectory, unfinished, vega_home
 from vega_diffusion.training.sample_budget import sample_interval
 from vega_diffusion.training.sources import build_source
 from vega_diffusion.training.student import Student
@@ -129,6 +129,8 @@ def run_recipe(
         spec = model_spec(recipe)
         for name, reference in references(recipe):
             locate(reference, name)  # before an hour of encoding, not after it
+            if so_far := unfinished(reference):
+                warn(f"{so_far}, whose weights are taken; train it to its end for those that its recipe promises")
         # Data first: the autoencoder has come and gone before the networks that are trained take memory. All processes
         # fill the caches together.
         source = build_source(recipe, spec, accelerator.device, frozen_components(recipe, spec))

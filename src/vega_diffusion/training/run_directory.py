@@ -94,6 +94,15 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def missing_steps(self) -> str | None:
+        """Return how far the published weights are ("step 120 of 470"); None where they are of the run's last step."""
+        step = self.published_step()
+        try:
+            planned = TrainRecipe.from_json(self.recipe.read_text(encoding="utf-8")).steps
+        except (OSError, VegaError):  # of an older version; what it planned is not known
+            return None
+        return None if step in (None, planned) else f"step {step} of {planned}"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process.
@@ -109,6 +118,14 @@ class RunDirectory:
                     f"run {self.name}: another process is training in {self.path}; wait for it or use --run-name"
                 ) from error
             yield
+
+
+def unfinished(reference: str) -> str | None:
+    """Return how far a run is ("run:NAME: step 120 of 470"); None where it is done, or the reference is no run."""
+    if not reference.startswith("run:"):
+        return None
+    missing = RunDirectory(reference.removeprefix("run:")).missing_steps()
+    return missing and f"{reference}: {missing}"
 
 
 def run_weights(name: str, component: str) -> Path:
