@@ -30,6 +30,7 @@ def measure(model: str = "vega-mini", num_scenes: int = 512, icons: str | None =
     from vega_diffusion.data.scenes.grammar import sample_scene
     from vega_diffusion.data.scenes.renderer import SceneRenderer
     from vega_diffusion.inference.components import Components
+    from vega_diffusion.training.sources import load_atlas
 
     # diffusers types its calls as "a tuple or an output"
     vae: Any = Components.open(model, "cpu", "float32", None).vae()
@@ -48,7 +49,7 @@ def measure(model: str = "vega-mini", num_scenes: int = 512, icons: str | None =
             "first_decile_psnr_db": round(quantiles(values, n=10)[0], 3),
             "num_scenes": num_scenes,
             "model": model,
-            "icons": icons or "sample",
+            "icons": load_atlas(icons)[1] if icons else "sample",
         },
         bars=(Bar(what="autoencoder, held-out scenes", measured=mean, unit="dB PSNR", limit=27.0, better="higher"),),
         seeds=(SEED,),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from vega_diffusion.benchmarks.parameters import PARTS
 from vega_diffusion.benchmarks.report import Result
+from vega_diffusion.benchmarks.tables import machine_title
 from vega_diffusion.errors import Unavailable
 
 _COLOURS = {"unet": "#2f6fdb", "text encoders": "#8a94a6", "vae": "#c9b458"}
 _INK, _SOFT = "#1d2330", "#6a7383"
-_PICTURE = " picture cpu_s"
+_PICTURE = {" picture cpu_s": "processor seconds", " picture wall_s": "seconds"}
 
 
 def draw_sizes(result: Result, path: Path) -> None:
@@ -34,7 +36,7 @@ def draw_sizes(result: Result, path: Path) -> None:
     macs = [float(said[f"{name} GMACs at 1024 px"]) / 1e3 for name in names]
     work.barh(names, macs, color=_COLOURS["unet"], height=0.62)
     _finish(work, macs, "one U-Net evaluation at 1024 px, 1e12 MACs")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_speed(results: Sequence[Result], path: Path) -> None:
@@ -46,17 +48,19 @@ def draw_speed(results: Sequence[Result], path: Path) -> None:
     figure, panels = _figure(len(results))
     for axes, result in zip(panels, results, strict=True):
         said = result.measurement.summary
-        seconds = {key.removesuffix(_PICTURE): float(value) for key, value in said.items() if key.endswith(_PICTURE)}
+        unit = next(one for one in _PICTURE if any(key.endswith(one) for key in said))
+        seconds = {key.removesuffix(unit): float(value) for key, value in said.items() if key.endswith(unit)}
         names = [name.removesuffix(":torch:own") for name in seconds]
         axes.barh(names, list(seconds.values()), color=_COLOURS["unet"], height=0.62)
         steps, rows = int(said["num_steps"]), int(said["rows"])
         what = (
-            f"{steps} evaluations of {rows} row{'s' * (rows > 1)} and the {said['decoder']} decoder"
+            f"{steps} evaluations of {rows} row{'s' * (rows > 1)}, {said['decoder']} decoder"
             if steps > 1
             else "one evaluation"
         )
-        _finish(axes, list(seconds.values()), f"{said['size_px']} px: processor seconds, {what}")
-    _save(figure, path)
+        _finish(axes, list(seconds.values()), f"{said['size_px']} px, {machine_title(result.hardware)}")
+        axes.set_xlabel(f"{_PICTURE[unit]}: {what}", fontsize=8, color=_SOFT)
+    save_figure(figure, path)
 
 
 def _figure(panels: int) -> tuple[Any, Any]:
@@ -80,6 +84,15 @@ def _finish(axes: Any, values: Sequence[float], title: str) -> None:
     axes.tick_params(axis="x", colors=_SOFT, labelsize=8)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure; a PNG in 128 colours, a third of the bytes, since a repository keeps every version of it."""
+    from PIL import Image
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    if path.suffix != ".png":
+        figure.savefig(path, dpi=130)
+        return
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

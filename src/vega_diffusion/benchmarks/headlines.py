@@ -47,13 +47,35 @@ class Headline:
 
 _MINI = {"model": "vega-mini", "threads": 1}
 _BALANCED = "generate-balanced"
-_INT8, _PRESETS, _CERTIFIED = "speed-vega-openvino-int8-512", "speed-vega-torch-own-512-tiny", "openvino-fp32-full"
+_INT8, _PRESETS, _CERTIFIED = "speed-vega-openvino-int8-512", "speed-vega-torch-own-{}-tiny", "openvino-fp32-full"
+_GRAPHS = "speed-vega-torch-graphs-bf16-1024"
 HEADLINES = (
     Headline("Vega's U-Net, parameters in those of SDXL's", "parameters", "vega unet", "%", 100, of="sdxl unet"),
     Headline(
         "Vega against SDXL, a picture of 512 px with the tiny decoder, torch float32 (random weights)",
-        _PRESETS,
+        _PRESETS.format(512),
         "vega:torch:own against sdxl:torch:own",
+        "times as fast",
+        where={"vega:torch:own in use": "torch fp32"},
+    ),
+    Headline(
+        "the same at 1024 px on a GPU, torch float16 (random weights)",
+        _PRESETS.format(1024),
+        "vega:torch:own against sdxl:torch:own",
+        "times as fast",
+        where={"vega:torch:own in use": "torch fp16 on cuda"},
+    ),
+    Headline(
+        "Vega's U-Net at 1024 px, compiled whole, CUDA graphs, against the strongest peer measured, diffusers compiled "
+        "by regions, bf16 (random weights)",
+        _GRAPHS,
+        "vega:torch-graphs:bf16 against vega:torch-compiled:bf16",
+        "times as fast",
+    ),
+    Headline(
+        "the same against diffusers' default there, bf16",
+        _GRAPHS,
+        "vega:torch-graphs:bf16 against vega:torch:bf16",
         "times as fast",
     ),
     Headline(

@@ -62,6 +62,8 @@ def measure(
     """
     import torch
 
+    from vega_diffusion.training.sources import load_atlas
+
     torch.set_num_threads(threads)
     full, tiny = decoders(model, "float32")
     timings = {f"mini_{name}": found for name, found in time_mini(full, tiny, repeats).items()}
@@ -80,7 +82,12 @@ def measure(
     summary |= {f"not_finite_{name}": value for name, value in bad.items()}
     summary |= {f"run_again_in_float32_{name}": value for name, value in again.items()}
     summary |= {f"random_latents_{name}": value for name, value in tried.items()}
-    summary |= {"num_scenes": num_scenes, "num_random": num_random, "model": model, "icons": icons or "sample"}
+    summary |= {
+        "num_scenes": num_scenes,
+        "num_random": num_random,
+        "model": model,
+        "icons": load_atlas(icons)[1] if icons else "sample",
+    }
     summary |= {"full_size_weights": "random", "size_px": size_px}
     times_faster = speedups(timings, size_px)
     work_ratio = round(work["full"] / work["tiny"], 2)
