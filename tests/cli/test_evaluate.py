@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,9 @@ def test_a_quick_look_scores_every_kind_and_a_repeat_gives_the_same(vega: Vega) 
     assert first["model"] == "model"  # a folder's own name, not where it lies
 
     assert vega.evaluate("--limit", "1") == first, "a finished evaluation is reported again"
+    renamed = shutil.copytree(vega.model, vega.home / "renamed")
+    by_name = Vega(vega.home, renamed, vega.checker, vega.capsys).evaluate("--limit", "1")
+    assert by_name == first | {"model": "renamed"}, "the same weights, under the name that they have now"
     again = vega.evaluate("--limit", "1", "--output", "again")
     same = first.keys() - {"run", "folder", "seconds", "finished"}
     assert {key: again[key] for key in same} == {key: first[key] for key in same}

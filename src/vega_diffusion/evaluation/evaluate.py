@@ -86,7 +86,7 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
     job, identity = _prepared(request, suite)
     prompts = suite.prompts
     with RunFolder.opened(job.folder, identity) as folder:
-        result = _finished_before(folder, suite)
+        result = _finished_before(folder, suite, identity)
         if result is None:
             here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
             commit = ledger.commit_here() if in_repository else None  # of the code that draws, whatever comes meanwhile
@@ -207,12 +207,12 @@ def _unknown_to_the_digest(
     return found
 
 
-def _finished_before(folder: RunFolder, suite: Suite) -> EvaluationResult | None:
-    """Return the folder's result where all its pictures are still there."""
+def _finished_before(folder: RunFolder, suite: Suite, identity: Identity) -> EvaluationResult | None:
+    """Return the folder's result where all its pictures are still there, under the model's present name."""
     if not folder.result_path.exists() or len(folder.finished(suite.prompts)) < len(suite.prompts):
         return None
     result = read_result(folder.result_path, "output")
-    return result if result.run == folder.run else None
+    return result.model_copy(update={"identity": identity}) if result.run == folder.run else None
 
 
 def _ceiling(job: ModelJob, suite: Suite, processes: int) -> list[JudgedPicture]:
