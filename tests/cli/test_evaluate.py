@@ -78,6 +78,7 @@ def test_a_quick_look_scores_every_kind_and_a_repeat_gives_the_same(vega: Vega) 
     renamed = shutil.copytree(vega.model, vega.home / "renamed")
     by_name = Vega(vega.home, renamed, vega.checker, vega.capsys).evaluate("--limit", "1")
     assert by_name == first | {"model": "renamed"}, "the same weights, under the name that they have now"
+    assert read_result(folder, "x").identity.model == "renamed"
     again = vega.evaluate("--limit", "1", "--output", "again")
     same = first.keys() - {"run", "folder", "seconds", "finished"}
     assert {key: again[key] for key in same} == {key: first[key] for key in same}

@@ -110,7 +110,7 @@ def evaluate(request: EvaluationRequest) -> Evaluated:
                 finished=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds=folder.seconds(),
             )
-            write_whole(folder.result_path, (result.to_json(indent=1) + "\n").encode())
+            _write(result, folder)
         here, in_repository = ledger.ledger_path(Path.cwd(), folder.path)
         added = ledger.belongs_in_ledger(result) and ledger.append(here, result)
         judged = RunFolder.in_order(prompts, folder.finished(prompts))
@@ -207,12 +207,21 @@ def _unknown_to_the_digest(
     return found
 
 
+def _write(result: EvaluationResult, folder: RunFolder) -> None:
+    write_whole(folder.result_path, (result.to_json(indent=1) + "\n").encode())
+
+
 def _finished_before(folder: RunFolder, suite: Suite, identity: Identity) -> EvaluationResult | None:
     """Return the folder's result where all its pictures are still there, under the model's present name."""
     if not folder.result_path.exists() or len(folder.finished(suite.prompts)) < len(suite.prompts):
         return None
     result = read_result(folder.result_path, "output")
-    return result.model_copy(update={"identity": identity}) if result.run == folder.run else None
+    if result.run != folder.run:
+        return None
+    if result.identity != identity:  # in its name alone, or the folder would not have been opened
+        result = result.model_copy(update={"identity": identity})
+        _write(result, folder)
+    return result
 
 
 def _ceiling(job: ModelJob, suite: Suite, processes: int) -> list[JudgedPicture]:
