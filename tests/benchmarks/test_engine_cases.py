@@ -136,13 +136,15 @@ def test_what_a_device_cannot_run_is_refused_before_it_is_built():
 
 
 def test_pictures_are_steps_and_one_decoding(tmp_path: Path):
-    found = speed.measure(("vega-mini", "ssd-mini"), size_px=64, decoder="tiny", num_steps=3)
-    assert found.name == "vega-mini-torch-own-64-tiny"
+    found = speed.measure(("vega-mini", "ssd-mini"), size_px=64, rows=4, decoder="tiny", num_steps=3)
+    assert found.name == "vega-mini-torch-own-64-tiny-4-rows", "beside what one picture asks for"
     steps, last = (found.samples[f"vega-mini:torch:own{part} cpu_s"] for part in ("", " decoding"))
     picture = statistics.median(3 * step + decoding for step, decoding in zip(steps, last, strict=True))
     assert found.summary["vega-mini:torch:own picture cpu_s"] == pytest.approx(picture, abs=1e-3)
     result = make_result("speed", "command", found, threads=1, load_before=0.0)
-    draw_speed([result, result], tmp_path / "speed.svg")
+    on_wall = {key.replace("picture cpu_s", "picture wall_s"): value for key, value in found.summary.items()}
+    on_gpu = make_result("speed", "command", found.model_copy(update={"summary": on_wall}), threads=1, load_before=0.0)
+    draw_speed([result, on_gpu], tmp_path / "speed.svg")
     assert (tmp_path / "speed.svg").read_text().count("<!-- ssd-mini -->") == 2
 
 

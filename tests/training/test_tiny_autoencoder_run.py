@@ -36,6 +36,7 @@ def test_it_is_trained_and_put_beside_a_model(
     publish = runpy.run_path(str(ROOT / "scripts/publish_model.py"))["main"]
     model, same = tmp_path / "model", ["--unet", "vega-mini", "--text", "vega-mini", "--vae", "vega-mini"]
     assert publish(["vega-mini", str(model), *same, "--vae-tiny", "run:run"]) == 0
+    assert publish(["vega-mini", str(model), *same, "--scores", str(tmp_path / "none")]) == 2, "no evaluation there"
     folder = model / "vae_tiny"
     assert {path.name for path in folder.iterdir()} == {"config.json", "diffusion_pytorch_model.fp16.safetensors"}
     record = json.loads((model / "vega.json").read_text())["provenance"]["components"]["vae_tiny"]
