@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -28,8 +29,10 @@ def recipe(stretched_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return file
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_case_takes_steps_that_move_the_student(recipe: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "precision"), [*((name, "no") for name in CASES), ("features", "bf16")])
+def test_every_case_takes_steps_that_move_the_student(
+    recipe: Path, name: str, precision: Literal["no", "bf16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
     make = torch.optim.AdamW.__init__
 
@@ -38,7 +41,7 @@ def test_every_case_takes_steps_that_move_the_student(recipe: Path, name: str, m
         built.append(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "__init__", remember)
-    step = make_step(name, recipe, 2)
+    step = make_step(name, recipe, 2, precision)
     (optimizer,) = built
     weight = optimizer.param_groups[0]["params"][0]
     before = weight.detach().clone()

@@ -77,7 +77,13 @@ def test_a_matrix_that_is_not_finished_says_what_is_missing(results: list[Result
 
 
 def test_what_a_teacher_costs_is_told_by_the_newest_result() -> None:
-    said = {"batch": 64, "task_samples_per_cpu_s": 71.1, "task_over_task": 1.0, "task_peak_gib": 1.01}
+    said = {
+        "batch": 64,
+        "mixed_precision": "no",
+        "task_samples_per_cpu_s": 71.1,
+        "task_over_task": 1.0,
+        "task_peak_gib": 1.01,
+    }
     said |= {"features_samples_per_cpu_s": 31.5, "features_over_task": 2.25, "features_peak_gib": 1.14}
     text = steps_table([result(STEPS, Measurement(samples={}, summary=said, protocol="made up"))])
     assert "| no teacher | 71.1 | 1.0 | 1.01 |" in text

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vega_diffusion.benchmarks.protocol import MIN_REPEATS, run_command, time_interleaved
 from vega_diffusion.benchmarks.report import Measurement
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from vega_diffusion.objectives.teachers import Recalled, Teacher
     from vega_diffusion.specs.architecture import ModelSpec
+
+Precision = Literal["no", "bf16"]
 
 RECIPE = Path("recipes/vega-mini-distill-cpu.toml")
 SEED = 0
@@ -36,22 +38,28 @@ CASES: dict[str, tuple[tuple[str, ...], bool, bool]] = {
 }
 
 
-def measure(recipe: Path = RECIPE, batch: int = 64, repeats: int = MIN_REPEATS) -> Measurement:
+def measure(
+    recipe: Path = RECIPE, batch: int = 64, repeats: int = MIN_REPEATS, mixed_precision: Precision | None = None
+) -> Measurement:
     """Time whole steps in turn on one thread, then run each kind of step alone for its peak memory.
 
     Args:
-        recipe: The distillation; its objective, models and precision are used.
+        recipe: The distillation; its objective and models are used.
         batch: Samples of a step.
         repeats: Timed rounds.
+        mixed_precision: As in recipes; None: what is faster here, bf16 where the processor has instructions for it.
     """
     import torch
 
+    from vega_diffusion.inference.components import has_bfloat16_kernels
+
     torch.set_num_threads(1)
-    steps = {name: make_step(name, recipe, batch) for name in CASES}
+    precision = mixed_precision or ("bf16" if has_bfloat16_kernels() else "no")
+    steps = {name: make_step(name, recipe, batch, precision) for name in CASES}
     timings = time_interleaved({name: lambda _, step=step: step() for name, step in steps.items()}, repeats=repeats)
     rates = {name: batch / median(one.cpu_s for one in found) for name, found in timings.items()}
     del steps
-    peaks = {name: _peak(name, recipe, batch) for name in CASES}
+    peaks = {name: _peak(name, recipe, batch, precision) for name in CASES}
     over = {
         name: median(a.cpu_s / b.cpu_s for a, b in zip(timings[name], timings["task"], strict=True)) for name in CASES
     }
@@ -62,6 +70,7 @@ def measure(recipe: Path = RECIPE, batch: int = 64, repeats: int = MIN_REPEATS) 
             **{f"{name}_over_task": round(ratio, 2) for name, ratio in over.items()},
             **{f"{name}_peak_gib": round(peak / 2**30, 2) for name, peak in peaks.items()},
             "batch": batch,
+            "mixed_precision": precision,
         },
         seeds=(SEED,),
         protocol=f"whole steps of {batch} samples with optimizer, one thread, processor seconds, cases in turn; ratios "
@@ -70,8 +79,9 @@ def measure(recipe: Path = RECIPE, batch: int = 64, repeats: int = MIN_REPEATS) 
     )
 
 
-def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
+def make_step(name: str, path: Path, batch: int, precision: Precision) -> Callable[[], None]:
     """Return one whole training step of a case."""
+    from contextlib import nullcontext
     from dataclasses import replace
 
     import torch
@@ -86,7 +96,7 @@ def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
     from vega_diffusion.training.run import build_parts
 
     changes, recalled, cached = CASES[name]
-    recipe = TrainRecipe.read(path, changes)
+    recipe = TrainRecipe.read(path, (*changes, f"mixed_precision={precision}"))
     parts = build_parts(recipe)
     spec = parts.spec
     torch.manual_seed(SEED)
@@ -112,7 +122,8 @@ def make_step(name: str, path: Path, batch: int) -> Callable[[], None]:
     rng = PositionRng(SEED, range(batch))
 
     def step() -> None:
-        with attention_kernel(torch.device("cpu"), "bf16"), torch.autocast("cpu", torch.bfloat16):
+        narrow = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+        with attention_kernel(torch.device("cpu"), precision), narrow:
             if vae is not None:
                 with torch.no_grad():
                     given.tensors["latents"] = vae.encode(pixels).latent_dist.sample().float()
@@ -143,18 +154,18 @@ def _recalling(teacher: Teacher, spec: ModelSpec, latents: Tensor) -> Teacher:
     return replace(teacher, recall=recall)
 
 
-def _peak(name: str, recipe: Path, batch: int) -> int:
+def _peak(name: str, recipe: Path, batch: int, precision: Precision) -> int:
     """Return the peak resident bytes of a process that does two steps of one case."""
     module = "vega_diffusion.benchmarks.distillation_step"
-    return run_command([module, name, str(recipe), str(batch)], env={"OMP_NUM_THREADS": "1"}).peak_bytes
+    return run_command([module, name, str(recipe), str(batch), precision], env={"OMP_NUM_THREADS": "1"}).peak_bytes
 
 
-def main(name: str, recipe: str, batch: str) -> None:
+def main(name: str, recipe: str, batch: str, precision: Precision) -> None:
     """Do two steps of one case and say so."""
     import torch
 
     torch.set_num_threads(1)
-    step = make_step(name, Path(recipe), int(batch))
+    step = make_step(name, Path(recipe), int(batch), precision)
     step()
     step()
     print(json.dumps({"case": name, "steps": 2}))
@@ -163,4 +174,4 @@ def main(name: str, recipe: str, batch: str) -> None:
 if __name__ == "__main__":
     import sys
 
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -143,9 +143,10 @@ def steps_table(results: Sequence[Result]) -> str:
         return ""
     summary, machine = result.measurement.summary, result.hardware
     where = machine.accelerator or f"{machine.processor} with {machine.instructions}"
+    numbers = "float32" if summary.get("mixed_precision") == "no" else "bf16"
     lines = [
-        f"Whole steps of {summary['batch']} samples with the optimizer, vega-mini taught by mini-sdxl, one thread of "
-        f"{where} (`{result.command}`):",
+        f"Whole steps of {summary['batch']} samples with the optimizer, vega-mini taught by mini-sdxl, {numbers}, one "
+        f"thread of {where} (`{result.command}`):",
         "",
         "| step | samples/s | times the step without a teacher | peak memory, GiB |",
         "|---|---|---|---|",
