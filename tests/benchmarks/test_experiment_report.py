@@ -85,7 +85,9 @@ def test_what_a_teacher_costs_is_told_by_the_newest_result() -> None:
         "task_peak_gib": 1.01,
     }
     said |= {"features_samples_per_cpu_s": 31.5, "features_over_task": 2.25, "features_peak_gib": 1.14}
-    text = steps_table([result(STEPS, Measurement(samples={}, summary=said, protocol="made up"))])
+    summary = said | {"mixed_precision": "no"}
+    text = steps_table([result(STEPS, Measurement(samples={}, summary=summary, protocol="made up"))])
+    assert "taught by mini-sdxl, float32, one thread of" in text
     assert "| no teacher | 71.1 | 1.0 | 1.01 |" in text
     assert "| predictions and features of modules | 31.5 | 2.25 | 1.14 |" in text
     assert steps_table([]) == ""
