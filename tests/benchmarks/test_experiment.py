@@ -61,7 +61,7 @@ def test_mistakes_are_one_line(old: str, new: str, message: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_tiny_experiment_from_its_file_to_its_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
     teacher = stretched_teacher(tmp_path / "teacher")
@@ -126,7 +126,7 @@ title = "features"
     train = runpy.run_path(str(ROOT / "scripts/train_experiment.py"))["main"]
     assert train([str(broken), "--phase", "matrix", "--only", "nobody"]) == 2
     assert train([str(broken), "--phase", "matrix", "--only", "random", "module"]) == 2
-    assert "error: 1 of 2 runs failed, the first: broken-matrix-random-0" in capsys.readouterr().err
+    assert "error: 1 of 2 runs failed, the first: broken-matrix-random-0" in capfd.readouterr().err
     assert [one.stem for one in broken.with_suffix("").iterdir()] == ["matrix-module-0"]
     assert train([str(broken), "--phase", "matrix", "--only", "module"]) == 0
     # Scores stay as they are when all runs are gone.

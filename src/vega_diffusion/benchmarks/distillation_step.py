@@ -22,15 +22,16 @@ Precision = Literal["no", "bf16"]
 RECIPE = Path("recipes/vega-mini-distill-cpu.toml")
 SEED = 0
 
+_NO_TEACHER = ('objective={ kind = "denoising", min_snr_gamma = 5.0 }',)  # the same carved student
 # Name -> changes to the recipe; whether what the teacher says is kept; whether latents and captions are.
 CASES: dict[str, tuple[tuple[str, ...], bool, bool]] = {
-    "task": (("model.surgery=none", 'objective={ kind = "denoising", min_snr_gamma = 5.0 }'), False, True),
+    "task": (_NO_TEACHER, False, True),
     "output_recalled": (("objective.feature_level=none", "objective.feature_weight=0.0"), True, True),
     "output": (("objective.feature_level=none", "objective.feature_weight=0.0"), False, True),
     "features": ((), False, True),
     "features_recalled": ((), True, True),
     "task_without_caches": (
-        ("model.surgery=none", 'objective={ kind = "denoising", min_snr_gamma = 5.0 }'),
+        _NO_TEACHER,
         False,
         False,
     ),
