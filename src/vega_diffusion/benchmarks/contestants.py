@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from vega_diffusion.specs.presets import PRESETS
 from vega_diffusion.specs.profile import PROFILES, StepPlan
 
 if TYPE_CHECKING:
+    from vega_diffusion.inference.backends.open import Weights
     from vega_diffusion.inference.backends.protocol import Question
     from vega_diffusion.specs.architecture import ModelSpec
 
@@ -134,6 +135,7 @@ def open_contestant(
     """
     import torch
 
+    from vega_diffusion.inference.backends.open import Weights
     from vega_diffusion.inference.backends.torch_eager import PRECISIONS
     from vega_diffusion.inference.components import choose_dtype
 
@@ -158,8 +160,17 @@ def open_contestant(
         evaluate = {evaluation: plain.evaluate for evaluation in plan}
         return Ready(evaluate, plan, decode, lambda: f"{PLAIN} {plain.precision_in_use()}")
     sample = random_question(spec, side, 1)
+    # Torch asks for its network at every call; OpenVINO once, to convert, and nobody must hold SDXL's then: it does not
+    # fit into 24 GB beside its conversion.
+    provider = partial(build, dtype) if on_openvino else cache(partial(build, dtype))
     denoiser = _denoiser(
-        backend, precision, digest, build(dtype), sample, threads, may_fall_back=bool(one.profile), wide_from=wide_from
+        backend,
+        precision,
+        Weights(digest, provider),
+        sample,
+        threads,
+        may_fall_back=bool(one.profile),
+        wide_from=wide_from,
     )
     evaluate = {}
     for evaluation in plan:
@@ -267,28 +278,26 @@ def random_question(spec: ModelSpec, side: int, rows: int, timestep: float = 500
 def _denoiser(
     backend: str,
     precision: Any,
-    digest: str,
-    network: Any,
+    weights: Weights,
     question: Question,
     threads: int,
     may_fall_back: bool,
     wide_from: int | None,
 ) -> Any:
     from vega_diffusion.inference.backends.faults import Route
-    from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser
+    from vega_diffusion.inference.backends.open import Opening, open_denoiser
     from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 
     if backend == GRAPHS:
         from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 
-        return TorchCompiled(lambda: network, channels_last=True, cuda_graphs=True)
+        assert weights.provider is not None, "contestants have weights"
+        return TorchCompiled(weights.provider, channels_last=True, cuda_graphs=True)
     rule = QuantisationRule(num_samples=CALIBRATION, num_probes=0)
     samples = [question] * CALIBRATION
     opening = Opening(say=_say, num_threads=threads, may_fall_back=may_fall_back, rule=rule, keep_blobs=False)
     route = Route(backend, precision)  # type: ignore[arg-type]
-    return open_denoiser(
-        route, Weights(digest, lambda: network), opening, questions=lambda: samples, wide_from=wide_from
-    )
+    return open_denoiser(route, weights, opening, questions=lambda: samples, wide_from=wide_from)
 
 
 def _decoder(

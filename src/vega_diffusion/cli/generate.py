@@ -314,7 +314,7 @@ def _print_plan(job: Job, as_json: bool) -> int:
 
 
 def _choose_threads(engine: Engine, request: GenerateRequest) -> int:
-    """Use one thread where more only wait for one another, unless OMP_NUM_THREADS says otherwise.
+    """Use few threads where more only wait for one another, unless OMP_NUM_THREADS says otherwise.
 
     The number of threads belongs to the process, so the command sets it, not the engine.
 
@@ -323,11 +323,14 @@ def _choose_threads(engine: Engine, request: GenerateRequest) -> int:
     """
     import torch
 
+    from vega_diffusion.inference.rules import OPENVINO_THREADS
+
     default = torch.get_num_threads()
     defaults = engine.components.spec.generation
     size = request.width or defaults.width, request.height or defaults.height
     if "OMP_NUM_THREADS" not in os.environ and engine.components.is_small_work(*size):
         torch.set_num_threads(1)
+        engine.routes.num_threads = min(default, OPENVINO_THREADS)
     return default
 
 

@@ -34,6 +34,7 @@ from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.openvino_parts import OpenVinoParts
+from vega_diffusion.inference.rules import openvino_streams
 from vega_diffusion.models.checkpoint import load_autoencoder, load_unet
 from vega_diffusion.specs.profile import ProfileSpec, Route
 
@@ -110,11 +111,15 @@ class Routes:
         adapters: Its LoRAs, which act in torch alone.
         draw: Called once where a network must be calibrated.
         rule: How int8 is made.
+
+    Attributes:
+        num_threads: Of OpenVINO; None takes as many as torch does. To be set before anything is opened.
     """
 
     def __init__(
         self, components: Components, adapters: Adapters, draw: Draw, rule: QuantisationRule | None = None
     ) -> None:
+        self.num_threads: int | None = None
         self._components, self._adapters, self._draw = components, adapters, draw
         self._rule = rule or QuantisationRule()
         self._open: dict[Route, _Kept] = {}
@@ -165,7 +170,9 @@ class Routes:
             }
 
     def _opening(self, say: Say) -> Opening:
-        return Opening(say=say, num_threads=torch.get_num_threads(), rule=self._rule)
+        threads = self.num_threads or torch.get_num_threads()
+        streams = openvino_streams(self._components.unet_parameters, threads)
+        return Opening(say=say, num_threads=threads, num_streams=streams, rule=self._rule)
 
     def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
         if route.backend != "torch" and any("unet" in lora.weights for lora in loras):

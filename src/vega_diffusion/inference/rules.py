@@ -18,6 +18,23 @@ WHOLE_PIXELS_LOW_MEMORY = 768 * 768
 TILE_PX = 512
 
 
+OPENVINO_THREADS = 2
+"""Most CPU threads that OpenVINO takes for small work when nobody says: one for each row of a guided evaluation."""
+
+
+def openvino_streams(unet_parameters: int, num_threads: int) -> int:
+    """Return how many U-Net evaluations share OpenVINO's threads.
+
+    A small U-Net's layers are too short to share between cores, but its rows are not: with guidance each of the two has
+    a core of its own, and waits for the other once a step. Large ones share out their layers and hold one row's memory.
+
+    Args:
+        unet_parameters: Of the U-Net.
+        num_threads: Of OpenVINO.
+    """
+    return max(1, min(num_threads, OPENVINO_THREADS)) if unet_parameters <= _SMALL_PARAMETERS else 1
+
+
 def is_small_work(unet_parameters: int, cells: int) -> bool:
     """Return whether one CPU thread draws a picture of so many latent cells as well as several."""
     return unet_parameters <= _SMALL_PARAMETERS and cells <= _SMALL_CELLS

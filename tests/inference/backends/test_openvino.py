@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,40 @@ def test_rows_do_not_depend_on_their_batch_mates(quantised: Converted, precision
     assert relative_error(denoiser.predict(first)[0], with_second[0]) < (1e-5 if precision == "fp32" else 0.02)
 
 
+def test_rows_of_a_guided_question_have_a_stream_each(converted: Converted) -> None:
+    """Each is the same bits as alone, at both depths, whatever the number of rows."""
+    home, unet = converted
+    denoiser: Any = reopen(home, "fp32", num_threads=2, num_streams=2)
+    pair = ask(unet)
+    prediction, deep = denoiser.full(pair)
+    (network,) = denoiser._networks._graphs.compiled()
+    assert (network.num_streams, network.num_threads) == (2, 2)
+    expected, expected_deep = TorchEager(lambda: unet).full(pair)
+    torch.testing.assert_close(prediction, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(deep, expected_deep, atol=1e-5, rtol=1e-4)
+    shallow = denoiser.shallow(pair, deep)
+    for row in range(2):
+        alone, deep_alone = denoiser.full(pair.rows(row, row + 1))
+        assert torch.equal(prediction[row : row + 1], alone)
+        assert torch.equal(deep[row : row + 1], deep_alone)
+        assert torch.equal(shallow[row : row + 1], denoiser.shallow(pair.rows(row, row + 1), deep_alone))
+    many = ask(unet, 5)
+    torch.testing.assert_close(
+        denoiser.predict(many), TorchEager(lambda: unet).predict(many), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_streams_answer_several_threads(converted: Converted) -> None:
+    home, unet = converted
+    denoiser = reopen(home, "fp32", num_threads=2, num_streams=2)
+    questions = [ask(unet, rows, seed=rows) for rows in (1, 2, 3, 2)]
+    expected = [denoiser.predict(question) for question in questions]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, one in zip(pool.map(denoiser.predict, questions), expected, strict=True):
+                assert torch.equal(found, one)
+
+
 def test_one_thread_is_one_thread(converted: Converted) -> None:
     home, unet = converted
     denoiser: Any = reopen(home, "fp32", num_threads=1)
@@ -124,13 +159,15 @@ def test_one_thread_is_one_thread(converted: Converted) -> None:
     assert network.num_threads == 1
 
 
+@pytest.mark.parametrize("num_streams", [1, 2])
 @pytest.mark.parametrize("rows", [*range(1, 18), 100])
-def test_rows_are_evaluated_in_powers_of_two(rows: int) -> None:
-    sizes = batches(rows)
+def test_rows_are_evaluated_in_powers_of_two(rows: int, num_streams: int) -> None:
+    sizes = batches(rows, num_streams)
     assert sum(sizes) == rows
     assert sizes == sorted(sizes, reverse=True)
     assert set(sizes) <= {1, 2, 4, 8}
-    assert len(sizes) <= rows // 8 + 3
+    assert sizes[0] * num_streams <= max(rows, num_streams), "no stream takes what others could"
+    assert len(sizes) <= rows // 8 + 3 * num_streams
 
 
 def test_few_networks_serve_every_number_of_rows(converted: Converted) -> None:
@@ -314,9 +351,12 @@ def test_values_that_are_not_finite_lead_to_wider_numbers_with_one_line_or_to_on
     lines.clear()
     run = openvino_graphs.Graphs.run
 
-    def overflow(self: Any, graph: str, inputs: Any) -> Any:
-        outputs = run(self, graph, inputs)
-        return [output * float("nan") for output in outputs] if self.settings.precision == "int8" else outputs
+    def lost(found: list[list[Any]]) -> list[list[Any]]:
+        return [[output * float("nan") for output in outputs] for outputs in found]
+
+    def overflow(self: Any, graph: str, *questions: Any) -> Any:
+        found = run(self, graph, *questions)
+        return lost(found) if self.settings.precision == "int8" else found
 
     monkeypatch.setattr(openvino_graphs.Graphs, "run", overflow)
     monkeypatch.setattr(openvino_runtime, "cpu_features", lambda: CpuFeatures(bf16=False, vnni=False))
@@ -326,7 +366,7 @@ def test_values_that_are_not_finite_lead_to_wider_numbers_with_one_line_or_to_on
     )
     assert denoiser.in_use.precision == "fp32"
     assert lines[-1] == "unet: values that are not finite in openvino in int8; going on in fp32"
-    monkeypatch.setattr(openvino_graphs.Graphs, "run", lambda *given: [output * float("nan") for output in run(*given)])
+    monkeypatch.setattr(openvino_graphs.Graphs, "run", lambda *given: lost(run(*given)))
     with pytest.raises(NotFinite, match="not finite in openvino in fp32; allowed: finite weights; fetch them again"):
         denoiser.predict(question)
     # what comes in broken goes out broken: whoever made it says so

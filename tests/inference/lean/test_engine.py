@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -103,6 +104,25 @@ def test_pictures_records_and_warnings_are_the_engines(
         (len(drawn) - 1, steps[-1].num_steps),
     ]
     assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_row_of_a_small_unet_has_a_thread_where_there_are_two(
+    engine: Engine, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    before = set((home / "openvino").glob("bundle-*"))
+    (expected,) = engine.generate(PLAIN)
+    assert keep_for_next_time(engine.components, expected.record.request, 1) is None
+    lean = opened(folder, PLAIN)
+    (drawn,) = lean.stream(PLAIN)
+    networks: Any = lean._networks
+    assert {one.num_streams for one in networks.unet._graphs.compiled()} == {threads}
+    assert {one.num_threads for one in networks.unet._graphs.compiled()} == {threads}
+    assert {one.num_streams for one in networks.vae._graphs.compiled()} == {1}
+    assert levels_apart(drawn.image, expected.image) <= 1
+    for bundle in {*(home / "openvino").glob("bundle-*")} - before:  # of another environment
+        shutil.rmtree(bundle)
 
 
 def test_blobs_hold_no_weights(engine: Engine, home: Path) -> None:

@@ -33,6 +33,7 @@ class Opening:
     Attributes:
         say: Gets every line that a user should see, one a call.
         num_threads: CPU threads of OpenVINO; 0 leaves the number to it.
+        num_streams: How many evaluations of a U-Net run at the same time, the threads shared between them.
         may_fall_back: Whether another precision of the same backend may take the place of one that is not possible.
         home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
         rule: How a U-Net's int8 is made.
@@ -43,6 +44,7 @@ class Opening:
 
     say: Say = QUIET
     num_threads: int = 1
+    num_streams: int = 1
     may_fall_back: bool = True
     home: Path | None = None
     rule: QuantisationRule = field(default_factory=QuantisationRule)
@@ -383,7 +385,8 @@ def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Pla
         plan.samples,
         plan.detail,
     )
-    settings = RunSettings(precision, opening.num_threads, features)
+    num_streams = opening.num_streams if plan.what == "unet" else 1  # what has one row has nothing to share out
+    settings = RunSettings(precision, opening.num_threads, features, num_streams)
     store = Store(opening.say, opening.home)
     return Graphs(part, settings, store, _rule(plan.what, opening), opening.max_shapes, opening.keep_blobs)
 

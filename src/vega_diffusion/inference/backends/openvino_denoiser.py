@@ -5,7 +5,8 @@ What the networks are and where they lie is `openvino_graphs.py`'s matter; this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,11 +27,16 @@ LARGEST = 8
 """Most rows of one evaluation: on one thread of a CPU more rows at once saved little (`docs/log.md`, 2026-11-26)."""
 
 
-def batches(rows: int) -> list[int]:
-    """Return the powers of two in which rows are evaluated: few networks serve every number of rows."""
-    sizes = [LARGEST] * (rows // LARGEST)
-    rest = rows % LARGEST
-    return sizes + [2**power for power in reversed(range(LARGEST.bit_length())) if rest & 2**power]
+def batches(rows: int, num_streams: int = 1) -> list[int]:
+    """Return the powers of two in which rows are evaluated: few networks serve every number of rows.
+
+    Args:
+        rows: How many.
+        num_streams: How many evaluations run at the same time: none is larger than its share.
+    """
+    largest = min(LARGEST, 2 ** (max(1, rows // num_streams).bit_length() - 1))
+    sizes, rest = [largest] * (rows // largest), rows % largest
+    return sizes + [2**power for power in reversed(range(largest.bit_length())) if rest & 2**power]
 
 
 class Networks(Protocol):
@@ -86,26 +92,30 @@ class Guarded:
         Raises:
             NotFinite: They are not finite even in float32, though the inputs are.
         """
-        found, start = [], 0
-        for size in batches(len(next(iter(inputs.values())))):
-            rows = slice(start, start + size)
-            found.append(self._run(graph, {name: array[rows] for name, array in inputs.items()}))
-            start += size
+        found: list[list[Array]] = []
+        for _, rows in groupby(self._slices(len(next(iter(inputs.values())))), key=lambda rows: rows.stop - rows.start):
+            found += self._run(graph, [{name: array[each] for name, array in inputs.items()} for each in rows])
         return found[0] if len(found) == 1 else [numpy.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    def _run(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
+    def _slices(self, rows: int) -> list[slice]:
+        ends = list(accumulate(batches(rows, self._graphs.settings.num_streams), initial=0))
+        return [slice(start, stop) for start, stop in pairwise(ends)]
+
+    def _run(self, graph: str, questions: list[dict[str, Array]]) -> list[list[Array]]:
+        """Return the outputs of questions of one shape."""
         while True:
             graphs = self._graphs
-            outputs = graphs.run(graph, inputs)
-            if all(bool(numpy.isfinite(output).all()) for output in outputs):
-                return outputs
-            if not all(bool(numpy.isfinite(array).all()) for array in inputs.values()):
-                return outputs  # garbage in: whoever made it will say so
+            found = graphs.run(graph, *questions)
+            if _all_finite(output for outputs in found for output in outputs):
+                return found
+            if not _all_finite(array for question in questions for array in question.values()):
+                return found  # garbage in: whoever made it will say so
             self._widen(graphs)
 
     def prepare(self, graph: str, shapes: Shapes) -> None:
         """Have a graph compiled for shapes before it is asked."""
-        self._graphs.network(graph, shapes)
+        for size in dict.fromkeys(batches(next(iter(shapes.values()))[0], self._graphs.settings.num_streams)):
+            self._graphs.network(graph, {name: (size, *shape[1:]) for name, shape in shapes.items()})
 
     def close(self) -> None:
         """Drop what is compiled."""
@@ -244,6 +254,10 @@ class OpenVinoTextEncoder:
 def _arrays(question: Question) -> dict[str, Array]:
     """Return a question's tensors as float32 arrays, timesteps included."""
     return {name: as_array(tensor.float()) for name, tensor in question.named().items()}
+
+
+def _all_finite(arrays: Iterable[Array]) -> bool:
+    return all(bool(numpy.isfinite(array).all()) for array in arrays)
 
 
 def _tensor(array: Array) -> Any:

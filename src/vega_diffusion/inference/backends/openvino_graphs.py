@@ -92,9 +92,9 @@ class Graphs:
         self.folder = store.find(self.identity) or self._make()
         self._lowered = {name: LoweredNetwork(partial(self._lower, name), max_shapes) for name in part.graphs}
 
-    def run(self, graph: str, inputs: Mapping[str, Array]) -> list[Array]:
-        """Return the outputs of a graph, compiling it for these shapes at their first use."""
-        return self.network(graph, {name: array.shape for name, array in inputs.items()}).run(inputs)
+    def run(self, graph: str, *questions: Mapping[str, Array]) -> list[list[Array]]:
+        """Return the outputs of a graph for questions of one shape, compiling it for that at its first use."""
+        return self.network(graph, {name: array.shape for name, array in questions[0].items()}).run(*questions)
 
     def network(self, graph: str, shapes: Shapes) -> CompiledNetwork:
         """Return a graph compiled for shapes."""
@@ -194,6 +194,7 @@ class Graphs:
             "threads": self.settings.num_threads,
             "hint": self.settings.hint,
             "cpu": [features.bf16, features.vnni],
+            **({"streams": self.settings.num_streams} if self.settings.num_streams > 1 else {}),
         }
 
 

@@ -145,9 +145,9 @@ def _errors(network: Any, num_groups: int, samples: Sequence[Mapping[str, Array]
         key = tuple(array.shape for array in given.values())
         if key not in compiled:
             compiled[key] = _compiled(network, given)
-        (plain, *_) = compiled[key].run(given)
+        ((plain, *_),) = compiled[key].run(given)
         for index in range(num_groups):
-            (moved, *_) = compiled[key].run(given | {f"switch_{index}": numpy.array([True])})
+            ((moved, *_),) = compiled[key].run(given | {f"switch_{index}": numpy.array([True])})
             errors[index] += float(((moved - plain) ** 2).sum() / max((plain**2).sum(), 1e-30)) / len(samples)
     return [float(error) for error in errors]
 

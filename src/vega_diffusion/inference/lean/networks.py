@@ -20,7 +20,7 @@ from vega_diffusion.inference.backends.open import (
     precision_beside,
 )
 from vega_diffusion.inference.lean.bundle import Bundle
-from vega_diffusion.inference.rules import is_small_work
+from vega_diffusion.inference.rules import OPENVINO_THREADS, is_small_work, openvino_streams
 from vega_diffusion.specs.profile import PROFILES, Decoder, Route, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
@@ -36,7 +36,7 @@ class LeanNetworks:
         unet: Graphs `full` and `shallow`.
         text: Graph `text` of the first and the second encoder.
         vae: Graph `decoder`.
-        is_small: Whether they are so small that one thread runs them as well as several.
+        is_small: Whether they are so small that they may stay open beside one another.
     """
 
     unet: Networks
@@ -63,8 +63,11 @@ class LeanNetworks:
         cells = latent_shape(bundle, request)
         is_small = is_small_work(bundle.unet_parameters, cells[-1] * cells[-2])
         told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-        threads = int(told) if told.isdigit() else 1 if is_small else bundle.default_threads
-        opening = Opening(say=say, num_threads=threads, home=home)
+        threads = int(told) if told.isdigit() else bundle.default_threads
+        if is_small and not told.isdigit():
+            threads = min(threads, OPENVINO_THREADS)
+        streams = openvino_streams(bundle.unet_parameters, threads)
+        opening = Opening(say=say, num_threads=threads, num_streams=streams, home=home)
         own, routes = Weights(bundle.model_digest, None), PROFILES[request.profile or "exact"].routes
         route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
         assert route.precision != "own", "OpenVINO's routes name theirs"
