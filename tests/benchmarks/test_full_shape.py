@@ -23,3 +23,12 @@ def test_memory_and_seconds_to_the_first_step(
     assert found.samples["peak_bytes"][0] > 50e6
     assert [bar.unit for bar in found.bars] == (["GB"] if profile == "exact" else ["s"])
     assert (list((tmp_path / "openvino").glob("bundle-*")) == []) == (profile == "exact")
+
+
+@pytest.mark.slow
+def test_int8_is_made_from_random_questions(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setenv("VEGA_HOME", str(tmp_path))
+    found = full_shape.measure(str(tiny_folder), size=64, profile="balanced", precision="int8")
+    assert (found.name, found.summary["precision"]) == ("balanced-int8-64", "int8")
+    assert 0 < found.samples["first_step_s"][0] < found.samples["wall_s"][0]

@@ -98,6 +98,7 @@ def test_every_flag_reaches_the_record(vega: Vega) -> None:
         "guidance_kept": 0.25,
         "reuse": 3,
         "decoder": "full",
+        "precision": "fp32",
     }
     flags: list[str] = []
     for field, value in given.items():
@@ -243,6 +244,8 @@ def test_a_plan_says_what_is_known_of_the_profile(vega: Vega, monkeypatch: pytes
         (["x", "--guidance-interval", "0,0.5", "--guidance-scale", "1"], "guidance_interval"),
         (["x", "--reuse", "0"], "reuse"),
         (["x", "--decoder", "huge"], "decoder"),
+        (["x", "--precision", "int8"], "precision"),
+        (["x", "--precision", "int3", "--profile", "turbo"], "precision"),
         (["x", "--plan", "--width", "130"], "width"),
         (["a AND b", "--prompt-syntax", "weighted"], "AND"),
         (["--from", "none.png"], "from"),

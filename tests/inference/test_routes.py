@@ -9,9 +9,13 @@ import torch
 
 from vega_diffusion.inference.adapters import Adapters
 from vega_diffusion.inference.backends.calibration import Drawn
+from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.engine import Engine
 from vega_diffusion.inference.routes import Routes
+from vega_diffusion.inference.rules import TILE_PX
+from vega_diffusion.inference.vae_policy import planned_tile_px
 from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.specs.request import GenerateRequest
 
@@ -51,3 +55,35 @@ def test_nothing_is_left_for_a_command_that_would_draw_on_the_cpu_instead(elsewh
     request = GenerateRequest(prompt="a cat", profile="balanced").resolved(elsewhere.spec.generation)
     assert keep_for_next_time(elsewhere, request, 1) is None
     assert not (home / "openvino").exists()
+
+
+def test_int8_that_was_asked_for_and_is_not_there_is_told(tiny_folder: Path, home: Path) -> None:
+    pytest.importorskip("openvino")
+    components = Components.open(str(tiny_folder), "cpu", "auto", None)
+    opened = routes_of(components).open(PROFILES["balanced"].in_precision("int8"), ())
+    assert opened.denoiser.in_use.backend == "openvino"
+    assert opened.denoiser.in_use.precision != "int8"
+    assert opened.said()[0] == "profile balanced: openvino int8: not there; run vega calibrate"
+
+
+def test_eight_bit_weights_by_name_take_little_memory(tiny_folder: Path, home: Path) -> None:
+    """Text encoders and U-Net are closed once their part is done; kernels of convolutions are in no blob."""
+    pytest.importorskip("nncf")
+    engine = Engine.load(str(tiny_folder), device="cpu")
+    request = GenerateRequest(prompt="a cat", seed=3, num_steps=2, profile="balanced", precision="int8-weights")
+    in_use = []
+    (drawn,) = engine.generate(request, on_step=lambda step: in_use.append(engine.route_of(request)))
+    assert [(one.precision, one.is_compiled) for one in in_use] == [("int8-weights", True)] * 2
+    assert drawn.record.precision == "int8-weights"
+    assert not engine.route_of(request).is_compiled
+    assert any("not certified" in line for line in drawn.warnings)
+    store = Store(lambda line: None, home / "openvino")
+    for what in ("unet", "text-encoder", "text-encoder-2"):
+        assert [identity["precision"] for identity in store.identities(what)] == ["int8-weights"]
+    (narrow,) = (path.stat().st_size for path in (home / "openvino").glob("blob-unet-full-*/compiled.blob"))
+    list(engine.generate(request.model_copy(update={"precision": "fp32"})))
+    sizes = {path.stat().st_size for path in (home / "openvino").glob("blob-unet-full-*/compiled.blob")}
+    assert narrow < 1.5 * min(sizes - {narrow}), "a graph and scales, no kernels"
+    wide = drawn.record.request.model_copy(update={"width": 1024, "height": 1024})
+    assert planned_tile_px(engine.components, wide, "full") == TILE_PX
+    assert planned_tile_px(engine.components, wide.model_copy(update={"precision": None}), "full") is None

@@ -55,6 +55,17 @@ def test_wide_numbers_go_with_int8_alone(precision: Precision, timestep: int):
         Route(backend="openvino", precision=precision, wide_from=timestep)
 
 
+@pytest.mark.parametrize("name", ["balanced", "turbo", "realtime"])
+def test_a_named_precision_goes_first_at_every_step_and_in_8_bits_is_small(name: str):
+    profile = PROFILES[name]
+    assert profile.in_precision(None) is profile
+    for precision in ("fp32", "bf16", "int8", "int8-weights"):
+        routes = profile.in_precision(precision).routes
+        assert (routes[0].backend, routes[0].precision, routes[0].wide_from) == ("openvino", precision, None)
+        assert profile.in_precision(precision).is_small == routes[0].is_small == precision.startswith("int8")
+        assert [str(route) for route in routes[1:]] == ["openvino bf16", "torch own"]
+
+
 def test_what_a_request_says_goes_before_its_profile():
     told = GenerateRequest(prompt="a cat", profile="realtime", num_steps=8, decoder="full", guidance_scale=3.0)
     resolved = told.resolved(DEFAULTS)

@@ -217,6 +217,17 @@ def test_what_departs_from_a_profile_is_named(name: str) -> None:
     assert said_itself.departs(DEFAULTS) == ()
 
 
+def test_a_precision_is_a_profiles_on_openvino_and_goes_with_it() -> None:
+    with pytest.raises(VegaError, match="precision: 'int8'.*only with a profile on OpenVINO: balanced, turbo, realtime"):
+        request(precision="int8")
+    with pytest.raises(VegaError, match="precision"):
+        request(profile="turbo", precision="fp16")
+    then = recorded(profile="turbo", precision="int8-weights")
+    assert then.departs(DEFAULTS) == ("precision",)
+    assert then.changed({"num_steps": 7}).precision == "int8-weights"
+    assert then.changed({"profile": "exact"}).resolved(DEFAULTS) == recorded(profile="exact")
+
+
 def test_a_replay_in_another_size_is_conditioned_on_that() -> None:
     assert recorded().changed({"width": 32}).resolved(DEFAULTS) == recorded(width=32)
     other = recorded(original_size=(10, 20)).changed({"width": 32}).resolved(DEFAULTS)

@@ -15,13 +15,14 @@ from pathlib import Path
 from vega_diffusion.benchmarks.protocol import run_command
 from vega_diffusion.benchmarks.report import Bar, Measurement
 from vega_diffusion.errors import VegaError
-from vega_diffusion.specs.profile import ProfileName
+from vega_diffusion.specs.profile import OpenVinoPrecision, ProfileName
 
 SCRIPT = Path("scripts") / "make_random_model.py"
 # Most GB of a command, by profile and by the precision of its U-Net at 1024 px; of `exact` at 512 px.
 MOST_GB = {"exact": 8.0}
 MOST_GB_AT_1024 = {"int8": 3.5, "bf16": 6.0}
 FIRST_STEP_S = 5.0
+CELLS = 8  # a side of the latents that int8 is made from
 
 
 def measure(
@@ -31,10 +32,12 @@ def measure(
     num_steps: int = 2,
     dtype: str = "auto",
     profile: ProfileName = "exact",
+    precision: OpenVinoPrecision | None = None,
 ) -> Measurement:
     """Run `vega generate` on a full-shape folder and note its peak memory, and when its first step was done.
 
-    By a profile on OpenVINO the command runs twice, and the second one, which finds its networks kept, counts.
+    By a profile on OpenVINO the command runs twice, and the second one, which finds its networks kept, counts. For int8
+    they are made before, from random questions: what random weights draw would be no better ones, and takes hours.
 
     Args:
         folder: A folder made before by `scripts/make_random_model.py`; None makes one and removes it afterwards.
@@ -43,6 +46,7 @@ def measure(
         num_steps: Sampler steps; memory does not depend on them.
         dtype: As of `vega generate`.
         profile: As of `vega generate`.
+        precision: As of `vega generate`.
 
     Raises:
         VegaError: The script is not there: the current folder is not the repository's root.
@@ -55,18 +59,22 @@ def measure(
         command = ["vega_diffusion.cli.main", "generate", "a cat", "--model", str(model), "--seed", "0"]
         command += ["--width", str(size), "--height", str(size), "--num-steps", str(num_steps), "--dtype", dtype]
         command += ["--profile", profile, "--json", "--output", temporary]
+        if precision is not None:
+            command += ["--precision", precision]
+        if precision == "int8":
+            calibrate_at_random(model)
         run = run_command(command)
         if profile != "exact":
             run = run_command(command)
         told = json.loads(run.stdout.splitlines()[-1])
-        precision = str(read_record(Path(told["images"][0])).precision)
+        ran = str(read_record(Path(told["images"][0])).precision)
         name = load_spec(model).name
         weights = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
     peak_gb = run.peak_bytes / 1e9
     # What lies before and after the drawing, an interpreter's start above all, is counted to the first step.
     first_step = run.timing.wall_s - told["seconds"] + told["first_step_seconds"]
     kept = None if profile == "exact" else first_step  # a profile's networks are kept, and have a goal
-    most = MOST_GB.get(profile) if size <= 512 else MOST_GB_AT_1024.get(precision)
+    most = MOST_GB.get(profile) if size <= 512 else MOST_GB_AT_1024.get(ran)
     return Measurement(
         samples={
             "wall_s": [run.timing.wall_s],
@@ -83,11 +91,11 @@ def measure(
             "wall_s": round(run.timing.wall_s, 1),
             "first_step_s": round(first_step, 2),
             "profile": profile,
-            "precision": precision,
+            "precision": ran,
         },
-        bars=tuple(_bars(f"full-shape model {name} (random weights), {profile}, {size} px", most, peak_gb, kept)),
+        bars=tuple(_bars(f"full-shape model {name} (random weights), {profile} {ran}, {size} px", most, peak_gb, kept)),
         seeds=(0,),
-        name="" if profile == "exact" else f"{profile}-{precision}-{size}",
+        name="" if profile == "exact" else f"{profile}-{ran}-{size}",
         protocol="one cold `vega generate`; peak resident memory of the process; 1 GB = 10^9 bytes",
     )
 
@@ -98,6 +106,27 @@ def _bars(what: str, most_gb: float | None, peak_gb: float, first_step: float | 
     if first_step is not None:
         said = f"start to first step, {what}"
         yield Bar(what=said, measured=first_step, unit="s", limit=FIRST_STEP_S, better="lower")
+
+
+def calibrate_at_random(folder: Path) -> None:
+    """Make a folder's int8 U-Net and decoder from random questions of small pictures, where they are not kept."""
+    import torch
+
+    from vega_diffusion.benchmarks.contestants import random_question
+    from vega_diffusion.inference.adapters import Adapters
+    from vega_diffusion.inference.backends.calibration import Drawn
+    from vega_diffusion.inference.components import Components
+    from vega_diffusion.inference.routes import Routes
+
+    components = Components.open(str(folder), "cpu", "auto", None)
+    spec = components.spec
+
+    def draw(count: int) -> Drawn:
+        steps = [1000.0 * (number + 0.5) / count for number in reversed(range(count))]
+        latents = torch.randn(CELLS, spec.autoencoder.latent_channels, CELLS, CELLS)
+        return Drawn([random_question(spec, CELLS, 1, t) for t in steps], list(latents.split(1)))
+
+    Routes(components, Adapters(components), draw).calibrate(lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def make_folder(preset: str, folder: Path) -> Path:

@@ -63,6 +63,7 @@ def generate(
     guidance_kept: Annotated[str | None, text("SHARE", "the profile's")] = None,
     reuse: Annotated[str | None, text("STEPS", "the profile's")] = None,
     decoder: Annotated[str | None, text("full|tiny", "the profile's")] = None,
+    precision: Annotated[str | None, text("fp32|bf16|int8|int8-weights", "the profile's")] = None,
     device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
     dtype: Annotated[str, text("auto|float32|bfloat16|float16", "auto")] = "auto",
     output: Annotated[str | None, text("FILE.png|FOLDER", DEFAULT_FOLDER)] = None,
@@ -96,6 +97,8 @@ def generate(
         guidance_kept: Share of what guidance last changed that acts after the interval, 0 to 1.
         reuse: Compute the U-Net's deep layers every so many steps only.
         decoder: The full autoencoder, or the model's tiny one.
+        precision: Numbers of a profile's networks on OpenVINO; int8 (after vega calibrate) and int8-weights take least
+            memory.
         device: Where to run.
         dtype: Number format of the networks.
         output: A PNG file for one picture, or a folder; files that are there are never replaced in a folder.
@@ -127,6 +130,7 @@ def generate(
         "guidance_kept": guidance_kept,
         "reuse": reuse,
         "decoder": decoder,
+        "precision": precision,
     }
     given = {field: value for field, value in fields.items() if value is not None}
     if from_ is None:

@@ -46,7 +46,7 @@ from vega_diffusion.inference.start import Sources, remaining_timesteps, startin
 from vega_diffusion.inference.vae_policy import choose_vae, decoder_there, planned_tile_px
 from vega_diffusion.inference.weighting import encode_weighted, padded
 from vega_diffusion.specs.certificate import Certificate
-from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
+from vega_diffusion.specs.profile import Decoder, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 _CACHED_TEXTS = 16
@@ -163,6 +163,8 @@ class Engine:
                 in_use = job.denoiser.in_use  # asked while the U-Net is there
             if self.components.low_memory and indices.stop == count:
                 self.components.release("unet")
+            if request.drawn_by.is_small:
+                job.denoiser.close()  # what is compiled: the next picture opens it again
             for index, row in zip(indices, latents.split(1), strict=True):
                 yield self._finished(job, index, row, in_use)
 
@@ -173,7 +175,7 @@ class Engine:
             VegaError: A LoRA cannot be read.
         """
         loras = self.adapters.load(request.loras)
-        return self.routes.open(PROFILES[request.profile or "exact"], loras).denoiser.in_use
+        return self.routes.open(request.drawn_by, loras).denoiser.in_use
 
     def latents(self, request: GenerateRequest) -> Iterator[Tensor]:
         """Yield the clean latents `[1, C, h, w]` of a request's images, which `stream` would decode.
@@ -263,7 +265,7 @@ class Engine:
         sources = Sources.open(request, pictures)
         resolved = request.resolved(self.components.spec.generation, sources.size)
         loras = self.adapters.load(resolved.loras)
-        opened = self.routes.open(PROFILES[resolved.profile or "exact"], loras)
+        opened = self.routes.open(resolved.drawn_by, loras)
         with self.adapters.injected(loras):
             prompt, guidance, warnings = self._conditioned(resolved, loras, opened)
         warnings += opened.said() + self._certified(resolved, opened.denoiser)
@@ -363,7 +365,7 @@ class Engine:
                 empty = encoded("", "plain", "prompt")
                 length = max(prompt.prompt_embeds.shape[1], negative.prompt_embeds.shape[1])
                 prompt, negative = padded(prompt, length, empty), padded(negative, length, empty)
-        if self.components.low_memory:
+        if self.components.low_memory or request.drawn_by.is_small:
             self.components.release("text")
             if opened.parts is not None:
                 opened.parts.release_text()

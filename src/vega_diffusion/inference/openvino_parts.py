@@ -21,6 +21,7 @@ from vega_diffusion.inference.backends.open import (
     open_decoder,
     open_text_encoder,
     precision_beside,
+    text_beside,
 )
 from vega_diffusion.inference.backends.protocol import LatentDecoder, Precision, TextEncoder
 from vega_diffusion.inference.components import Components
@@ -74,11 +75,13 @@ class OpenVinoParts:
         components: The model.
         unet: The precision of the U-Net, which decides theirs.
         opening: How they are opened.
+        is_small: Whether text encoders hold 8-bit weights, for the sake of memory.
     """
 
-    def __init__(self, components: Components, unet: Precision, opening: Opening) -> None:
+    def __init__(self, components: Components, unet: Precision, opening: Opening, is_small: bool = False) -> None:
         self._components = components
         self._precision: Precision = precision_beside(unet)
+        self._of_text: Precision = text_beside(unet, is_small)
         self._of_decoder: Precision = decoder_beside(unet)
         # Each of them runs at one shape or two: the rest would only hold memory.
         self._opening = replace(opening, max_shapes=2)
@@ -98,7 +101,7 @@ class OpenVinoParts:
 
         def opened(what: PartName, name: TextEncoderName, index: int) -> TextEncoder:
             weights = Weights(parts.digest, lambda: load_text_encoder(parts.folder, name, specs[index], torch.float32))
-            return open_text_encoder(self._precision, weights, self._opening, what)
+            return open_text_encoder(self._of_text, weights, self._opening, what)
 
         def all_opened() -> OpenVinoText:
             encoders = [opened(what, name, index) for index, (what, name) in enumerate(TEXT_PARTS)]

@@ -26,7 +26,7 @@ from vega_diffusion.models.autoencoder import build_autoencoder
 from vega_diffusion.models.measure import count_macs
 from vega_diffusion.models.unet import build_unet
 from vega_diffusion.specs.architecture import AutoencoderSpec, UNetSpec
-from vega_diffusion.specs.profile import PROFILES, StepPlan
+from vega_diffusion.specs.profile import StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 
@@ -137,7 +137,7 @@ def known_of_profile(
         return ()
     loras = Adapters(components).load(resolved.loras)
     say = lambda line: lines.append(f"profile {profile}: {line}")  # noqa: E731
-    backend, precision = route_ahead(components, PROFILES[profile], loras, say)
+    backend, precision = route_ahead(components, resolved.drawn_by, loras, say)
     decoder, tiny = decoder_there(components, resolved.decoder), components.tiny_digest()
     found = find_certificate(components.folder, components.digest, profile, backend, precision, decoder, tiny)
     departs = resolved.departs(components.spec.generation)

@@ -82,10 +82,9 @@ def route_ahead(
         if route.backend == "torch" or route.precision == "own":
             break
         told = Opening(say=partial(_say_of, say, route))
-        if here and route.precision == "int8" and is_calibrated(components.digest, told):
-            return route.backend, "int8"
-        if here and route.precision != "int8":
-            return route.backend, precision_beside(route.precision)
+        if not here or (route.precision == "int8" and not is_calibrated(components.digest, told)):
+            continue
+        return route.backend, route.precision if "int8" in route.precision else precision_beside(route.precision)
     return "torch", PRECISIONS[components.dtype]
 
 
@@ -101,6 +100,11 @@ class _Kept:
     reason: str | None = None  # None: a route that is there for those who made it
     lines: list[str] = field(default_factory=list)
     parts: OpenVinoParts | None = None
+
+
+def _passed(route: Route, reason: str) -> _Kept:
+    """Return why a route cannot be taken, which int8 that nobody asked for does not tell."""
+    return _Kept(None, None if route.precision == "int8" and not route.is_small else reason)
 
 
 class Routes:
@@ -176,7 +180,7 @@ class Routes:
 
     def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
         if route.backend != "torch" and any("unet" in lora.weights for lora in loras):
-            return _Kept(None, None if route.precision == "int8" else "takes no LoRAs")
+            return _passed(route, "takes no LoRAs")
         with self._lock:
             if route not in self._open:
                 self._open[route] = self._opened(route)
@@ -187,12 +191,12 @@ class Routes:
             return _Kept(TorchEager(self._adapters.unet))
         parts = self._components
         if route.backend == "openvino" and parts.device.type != "cpu":
-            return _Kept(None, None if route.precision == "int8" else "runs on CPUs alone")
+            return _passed(route, "runs on CPUs alone")
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
         opening = self._opening(lines.append)
         if precision == "int8" and not is_calibrated(parts.digest, opening):
-            return _Kept(None, "; ".join(lines) or None)
+            return _Kept(None, "; ".join(lines)) if lines else _passed(route, "not there; run vega calibrate")
         is_torch = route.backend == "torch-compiled"
         weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
         try:
@@ -201,7 +205,7 @@ class Routes:
             )
         except BackendFault as fault:
             return _Kept(None, fault.fault.value)
-        beside = None if is_torch else OpenVinoParts(parts, denoiser.in_use.precision, opening)
+        beside = None if is_torch else OpenVinoParts(parts, denoiser.in_use.precision, opening, route.is_small)
         return _Kept(denoiser, None, lines, beside)
 
     def _wide_unet(self) -> torch.nn.Module:

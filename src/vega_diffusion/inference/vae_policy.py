@@ -93,10 +93,11 @@ def choose_vae(
 def planned_tile_px(components: Components, request: GenerateRequest, decoder: Decoder) -> int | None:
     """Return the side of the tiles that a resolved request's picture is decoded in, in px; None decodes it at once."""
     assert request.width and request.height, "a resolved request"
+    is_short = components.low_memory or request.drawn_by.is_small
     # Only what is exactly diffusers' is decoded whole at any size, for as long as there is memory.
-    if (request.profile or "exact") == "exact" and not components.low_memory:
+    if (request.profile or "exact") == "exact" and not is_short:
         return None
-    return tile_px_for(request.width, request.height, decoder, components.low_memory)
+    return tile_px_for(request.width, request.height, decoder, is_short)
 
 
 def decoder_there(components: Components, decoder: Decoder | None) -> Decoder:

@@ -19,6 +19,7 @@ Decoder = Literal["full", "tiny"]
 Backend = Literal["torch", "torch-compiled", "openvino"]
 # fp16 is for accelerators; int8 quantises weights and activations, int8-weights the weights alone.
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
+OpenVinoPrecision = Literal["fp32", "bf16", "int8", "int8-weights"]
 
 
 class Route(Spec):
@@ -32,11 +33,14 @@ class Route(Spec):
         precision: In which numbers; `own` is the dtype that the engine was loaded with.
         wide_from: Timestep, 0 to 1000, from which on up, the noisiest steps, the U-Net runs in bf16 or fp32 though
             `precision` is int8: those steps decide what the picture shows, and drift most (docs/log.md). None: never.
+        is_small: Whether memory counts for more than time: text encoders hold 8-bit weights, networks are closed once
+            their part is done, and tiles begin at smaller pictures.
     """
 
     backend: Backend
     precision: Precision | Literal["own"]
     wide_from: NonNegativeInt | None = None
+    is_small: bool = False
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -102,6 +106,22 @@ class ProfileSpec(Spec):
     def _usable(self) -> Self:
         check_interval("guidance_interval", self.guidance_interval)
         return self
+
+    @property
+    def is_small(self) -> bool:
+        """Whether memory counts for more than time."""
+        return self.routes[0].is_small
+
+    def in_precision(self, precision: OpenVinoPrecision | None) -> Self:
+        """Return this profile with networks in OpenVINO in these numbers where that is possible, at every step.
+
+        Args:
+            precision: None leaves it to the profile. In 8 bits what follows takes little memory, too.
+        """
+        if precision is None:
+            return self
+        first = Route(backend="openvino", precision=precision, is_small=precision in ("int8", "int8-weights"))
+        return self.model_copy(update={"routes": (first, *(one for one in self.routes if one.precision != "int8"))})
 
     def definition(self, backend: str, precision: str) -> str:
         """Return what decides a picture on a route of this profile, in words: certificates hold for it alone."""

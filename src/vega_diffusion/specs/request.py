@@ -17,7 +17,14 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.specs.architecture import GenerationDefaults
 from vega_diffusion.specs.base import Spec
 from vega_diffusion.specs.lora import WeightedLora
-from vega_diffusion.specs.profile import PROFILES, Decoder, ProfileName, ProfileSpec, check_interval
+from vega_diffusion.specs.profile import (
+    PROFILES,
+    Decoder,
+    OpenVinoPrecision,
+    ProfileName,
+    ProfileSpec,
+    check_interval,
+)
 
 SAMPLERS: tuple[str, ...] = (
     "euler",
@@ -73,6 +80,8 @@ class GenerateRequest(Spec):
             second row is asked about, and the picture stays nearer to that of guidance at every step.
         reuse: Deep layers of the U-Net are computed every so many steps and kept in between.
         decoder: `full`, or the model's `tiny` autoencoder.
+        precision: In which numbers a profile's networks run on OpenVINO, at every step. None: as the profile says.
+            `int8` (after `vega calibrate`) and `int8-weights` take least memory.
     """
 
     prompt: str
@@ -97,6 +106,7 @@ class GenerateRequest(Spec):
     guidance_kept: float | None = None
     reuse: int | None = None
     decoder: Decoder | None = None
+    precision: OpenVinoPrecision | None = None
 
     @model_validator(mode="after")
     def _texts_are_usable(self) -> Self:
@@ -141,7 +151,15 @@ class GenerateRequest(Spec):
                 raise InvalidValue(field, getattr(self, field), "only with init_image", "give init_image or drop it")
         if self.negative_prompt and self.guidance_scale is not None and self.guidance_scale <= 1:
             raise _negative_without_guidance(self.negative_prompt)
+        if self.precision is not None and PROFILES[self.profile or "exact"].routes[0].backend != "openvino":
+            others = ", ".join(name for name, one in PROFILES.items() if one.routes[0].backend == "openvino")
+            raise InvalidValue("precision", self.precision, f"only with a profile on OpenVINO: {others}", "name one")
         return self
+
+    @property
+    def drawn_by(self) -> ProfileSpec:
+        """The profile, in the precision that the request names."""
+        return PROFILES[self.profile or "exact"].in_precision(self.precision)
 
     def resolved(self, defaults: GenerationDefaults, init_size: tuple[int, int] | None = None) -> Self:
         """Return this request with every default filled in, so that it alone makes the same pictures again.
@@ -215,7 +233,7 @@ class GenerateRequest(Spec):
         scale = _first(said.guidance_scale, self.guidance_scale)
         if said.profile is not None:
             old, new = PROFILES[self.profile or "exact"], PROFILES[said.profile]
-            follows |= {*_OF_PROFILES}
+            follows |= {*_OF_PROFILES, "precision"}
             follows |= {field for field in _OF_SOME_PROFILES if getattr(old, field) or getattr(new, field)}
             if "guidance_scale" in follows:
                 scale = _first(said.guidance_scale, new.guidance_scale)
@@ -240,7 +258,7 @@ class GenerateRequest(Spec):
             defaults: The model's own.
         """
         plain = type(self)(prompt=self.prompt, profile=self.profile, seed=0).resolved(defaults)
-        drawn = (*_OF_SOME_PROFILES, "guidance_interval", "guidance_kept", "reuse")
+        drawn = (*_OF_SOME_PROFILES, "guidance_interval", "guidance_kept", "reuse", "precision")
         return tuple(field for field in drawn if getattr(self, field) != getattr(plain, field))
 
     def _kept(self, interval: tuple[float, float], profile: ProfileSpec) -> float:

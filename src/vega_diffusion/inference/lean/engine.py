@@ -32,7 +32,7 @@ from vega_diffusion.inference.lines import cut_text, departs_from_certified, no_
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.rules import tile_px_for
 from vega_diffusion.models.find import resolve_model
-from vega_diffusion.specs.profile import PROFILES, Decoder, StepPlan
+from vega_diffusion.specs.profile import Decoder, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 Array = numpy.ndarray[Any, Any]
@@ -41,8 +41,10 @@ _Report = Callable[[int, int, Array], None]
 
 def unsuited(request: GenerateRequest, device: str, dtype: str) -> str | None:
     """Return why a request needs torch, or None."""
-    if PROFILES[request.profile or "exact"].routes[0].backend != "openvino":
+    if request.drawn_by.routes[0].backend != "openvino":
         return "profile"
+    if request.drawn_by.is_small:
+        return "precision"
     if device not in ("auto", "cpu"):
         return "device"
     if dtype != "auto":

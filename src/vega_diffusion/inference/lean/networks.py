@@ -21,7 +21,7 @@ from vega_diffusion.inference.backends.open import (
 )
 from vega_diffusion.inference.lean.bundle import Bundle
 from vega_diffusion.inference.rules import OPENVINO_THREADS, is_small_work, openvino_streams
-from vega_diffusion.specs.profile import PROFILES, Decoder, Route, StepPlan
+from vega_diffusion.specs.profile import Decoder, Route, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LeanNetworks:
             threads = min(threads, OPENVINO_THREADS)
         streams = openvino_streams(bundle.unet_parameters, threads)
         opening = Opening(say=say, num_threads=threads, num_streams=streams, home=home)
-        own, routes = Weights(bundle.model_digest, None), PROFILES[request.profile or "exact"].routes
+        own, routes = Weights(bundle.model_digest, None), request.drawn_by.routes
         route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
         assert route.precision != "own", "OpenVINO's routes name theirs"
         unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
