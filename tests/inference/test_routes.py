@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 from vega_diffusion.inference.adapters import Adapters
 from vega_diffusion.inference.backends.calibration import Drawn
+from vega_diffusion.inference.backends.protocol import InUse
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.components import Components
@@ -87,3 +90,28 @@ def test_eight_bit_weights_by_name_take_little_memory(tiny_folder: Path, home: P
     wide = drawn.record.request.model_copy(update={"width": 1024, "height": 1024})
     assert planned_tile_px(engine.components, wide, "full") == TILE_PX
     assert planned_tile_px(engine.components, wide.model_copy(update={"precision": None}), "full") is None
+
+
+def test_compiled_torch_is_for_engines_that_may_compile(tiny_folder: Path, home: Path) -> None:
+    """On a CPU by regions; a profile that OpenVINO serves never comes to it there."""
+    components = Components.open(str(tiny_folder), "cpu", "auto", None)
+    profile = PROFILES["balanced"]
+    compiled = profile.model_copy(update={"routes": profile.routes[1:]})
+    assert [str(route) for route in compiled.routes] == ["torch-compiled own", "torch own"]
+    opened = routes_of(components).open(compiled, ())
+    assert (opened.denoiser.in_use.backend, opened.said()) == ("torch", ())
+    may = Routes(components, Adapters(components), nothing_drawn, may_compile=True)
+    assert may.open(compiled, ()).denoiser.in_use == InUse("torch-compiled", "fp32", False, ("cpu",))
+    assert may.open(PROFILES["exact"], ()).denoiser.in_use.backend == "torch"
+
+
+@pytest.mark.gpu
+def test_a_profile_is_compiled_whole_on_a_gpu_and_serves_any_thread(tiny_folder: Path, home: Path) -> None:
+    request = GenerateRequest(prompt="a cat", seed=3, num_steps=6, profile="turbo")
+    engine = Engine.load(str(tiny_folder), device="cuda", may_compile=True)
+    (expected,) = Engine.load(str(tiny_folder), device="cuda").generate(request)
+    with ThreadPoolExecutor(2) as pool:
+        for drawn in pool.map(lambda _: engine.generate(request)[0], range(4)):
+            assert drawn.record.backend == "torch-compiled"
+            apart = numpy.abs(numpy.asarray(drawn.image, int) - numpy.asarray(expected.image, int))
+            assert apart.mean() < 2

@@ -218,7 +218,7 @@ def test_what_departs_from_a_profile_is_named(name: str) -> None:
 
 
 def test_a_precision_is_a_profiles_on_openvino_and_goes_with_it() -> None:
-    with pytest.raises(VegaError, match="precision: 'int8'.*only with a profile on OpenVINO: balanced, turbo, realtime"):
+    with pytest.raises(VegaError, match="precision: 'int8'.*a profile on OpenVINO: balanced, turbo, realtime"):
         request(precision="int8")
     with pytest.raises(VegaError, match="precision"):
         request(profile="turbo", precision="fp16")

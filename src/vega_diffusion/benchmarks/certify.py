@@ -36,6 +36,7 @@ def measure(
     ruler: bool = True,
     split: Split = "dev",
     into_model: bool = False,
+    may_compile: bool = False,
 ) -> Measurement:
     """Certify a profile for a model's weights on this machine, beside `exact` with the same prompts and seeds.
 
@@ -48,6 +49,7 @@ def measure(
         ruler: Measure prompt-following and Frechet distance, too; needs a model of the mini family and the extra eval.
         split: Of the ruler's prompts: dev while a profile is being made, test once it stands (2,196 pictures by each).
         into_model: Keep the certificate in the model's folder, not in $VEGA_HOME.
+        may_compile: As of `Engine.load`; without the ruler, whose pictures are drawn many at once and not compiled.
     """
     import torch
 
@@ -59,8 +61,10 @@ def measure(
     if profile == "exact":
         others = ", ".join(name for name in PROFILES if name != "exact")
         raise InvalidValue("--profile", profile, f"one of: {others}", "exact needs no certificate")
+    if may_compile and ruler:
+        raise InvalidValue("--ruler", ruler, "--no-ruler with --may-compile", "its pictures are not compiled")
     torch.set_num_threads(1)
-    engine = Engine.load(model)
+    engine = Engine.load(model, may_compile=may_compile)
     texts = _texts(prompts)
     timings = time_interleaved({name: _drawing(engine, name, texts) for name in ("exact", profile)}, repeats=repeats)
     ratios = [a.wall_s / b.wall_s for a, b in zip(timings["exact"], timings[profile], strict=True)]

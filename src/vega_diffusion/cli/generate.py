@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +66,7 @@ def generate(
     precision: Annotated[str | None, text("fp32|bf16|int8|int8-weights", "the profile's")] = None,
     device: Annotated[str, text("auto|cpu|cuda|mps|xpu", "auto")] = "auto",
     dtype: Annotated[str, text("auto|float32|bfloat16|float16", "auto")] = "auto",
+    compile: bool = False,
     output: Annotated[str | None, text("FILE.png|FOLDER", DEFAULT_FOLDER)] = None,
     from_: Annotated[str | None, tyro.conf.arg(name="from"), text("IMAGE.png")] = None,
     plan: bool = False,
@@ -101,6 +102,7 @@ def generate(
             memory.
         device: Where to run.
         dtype: Number format of the networks.
+        compile: Let profiles compile the U-Net for a GPU: up to a minute a size, faster after; for many pictures.
         output: A PNG file for one picture, or a folder; files that are there are never replaced in a folder.
         from_: Make the same picture again from one made by vega; other arguments change what they name.
         plan: Print what the steps will cost, and what is known of the profile, and draw nothing.
@@ -139,7 +141,7 @@ def generate(
         job = _replay(Path(from_), given, model, device, dtype)
     if plan:
         return _print_plan(job, json)
-    return _draw(job, Targets.choose(output, job.request), json)
+    return _draw(replace(job, may_compile=compile), Targets.choose(output, job.request), json)
 
 
 def _interval(value: str | None) -> list[str] | None:
@@ -154,13 +156,14 @@ def _interval(value: str | None) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Job:
-    """A request, the model it is for, where to run, and the record it repeats, if any."""
+    """A request, the model it is for, where and how to run, and the record it repeats, if any."""
 
     request: GenerateRequest
     model: str
     device: str
     dtype: str
     record: PictureRecord | None
+    may_compile: bool = False
 
 
 def _request(given: dict[str, Any]) -> GenerateRequest:
@@ -286,7 +289,7 @@ def _engine_pictures(job: Job, bar: _Bar) -> Iterator[GeneratedImage]:
     from vega_diffusion.inference.engine import Engine
     from vega_diffusion.inference.lean.engine import unsuited
 
-    engine = Engine.load(job.model, job.device, job.dtype)
+    engine = Engine.load(job.model, job.device, job.dtype, may_compile=job.may_compile)
     default_threads = _choose_threads(engine, job.request)
     if job.record is not None:
         for warning in engine.check_repeats(job.record, job.request):

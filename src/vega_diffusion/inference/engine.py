@@ -93,24 +93,30 @@ class _Job:
 class Engine:
     """One loaded model that draws; safe to call from several threads."""
 
-    def __init__(self, components: Components, max_batch: int = 1) -> None:
+    def __init__(self, components: Components, max_batch: int = 1, may_compile: bool = False) -> None:
         """Wrap loaded components.
 
         Args:
             components: The model's parts, and where and how they run.
             max_batch: Images that share a U-Net call. 1 keeps float32 pictures bit-equal whatever is made beside
                 them; more is faster on a GPU and stays within 1 of 255 levels (bit-equal in bfloat16 on a CPU).
+            may_compile: As for `load`.
         """
         self.components = components
         self.max_batch = max_batch
         self.adapters = Adapters(components)
-        self.routes = Routes(components, self.adapters, self._draw_to_calibrate)
+        self.routes = Routes(components, self.adapters, self._draw_to_calibrate, may_compile=may_compile)
         self._texts: OrderedDict[tuple[object, ...], EncodedText] = OrderedDict()
         self._texts_lock = Lock()
 
     @classmethod
     def load(
-        cls, model: str = "vega-mini", device: str = "auto", dtype: str = "auto", low_memory: bool | None = None
+        cls,
+        model: str = "vega-mini",
+        device: str = "auto",
+        dtype: str = "auto",
+        low_memory: bool | None = None,
+        may_compile: bool = False,
     ) -> Self:
         """Find a model and choose where and how it runs; weights are read at first use.
 
@@ -119,11 +125,13 @@ class Engine:
             device: `auto`, `cpu`, `cuda`, `mps` or `xpu`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
             low_memory: Drop each part after its use. None: when the weights would take much of the memory.
+            may_compile: Let profiles other than `exact` compile the U-Net by torch where OpenVINO does not run it: a
+                minute or less at the first picture of a size, half the time of all others on a GPU.
 
         Raises:
             VegaError: No such model, device or dtype; or the folder is not a whole SDXL-shaped model.
         """
-        return cls(Components.open(model, device, dtype, low_memory))
+        return cls(Components.open(model, device, dtype, low_memory), may_compile=may_compile)
 
     def generate(
         self,
@@ -163,8 +171,8 @@ class Engine:
                 in_use = job.denoiser.in_use  # asked while the U-Net is there
             if self.components.low_memory and indices.stop == count:
                 self.components.release("unet")
-            if request.drawn_by.is_small:
-                job.denoiser.close()  # what is compiled: the next picture opens it again
+            if request.drawn_by.is_small and job.opened.parts is not None:
+                job.denoiser.close()  # what OpenVINO has compiled: the next picture opens it again
             for index, row in zip(indices, latents.split(1), strict=True):
                 yield self._finished(job, index, row, in_use)
 

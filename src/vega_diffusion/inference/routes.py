@@ -31,6 +31,7 @@ from vega_diffusion.inference.backends.open import (
 )
 from vega_diffusion.inference.backends.protocol import Backend, Denoiser, Precision
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
+from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.openvino_parts import OpenVinoParts
@@ -115,17 +116,23 @@ class Routes:
         adapters: Its LoRAs, which act in torch alone.
         draw: Called once where a network must be calibrated.
         rule: How int8 is made.
+        may_compile: Whether U-Nets are compiled by torch where OpenVINO does not run them.
 
     Attributes:
         num_threads: Of OpenVINO; None takes as many as torch does. To be set before anything is opened.
     """
 
     def __init__(
-        self, components: Components, adapters: Adapters, draw: Draw, rule: QuantisationRule | None = None
+        self,
+        components: Components,
+        adapters: Adapters,
+        draw: Draw,
+        rule: QuantisationRule | None = None,
+        may_compile: bool = False,
     ) -> None:
         self.num_threads: int | None = None
         self._components, self._adapters, self._draw = components, adapters, draw
-        self._rule = rule or QuantisationRule()
+        self._rule, self._may_compile = rule or QuantisationRule(), may_compile
         self._open: dict[Route, _Kept] = {}
         self._lock = RLock()  # calibration draws pictures through us
 
@@ -179,6 +186,8 @@ class Routes:
         return Opening(say=say, num_threads=threads, num_streams=streams, rule=self._rule)
 
     def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
+        if route.backend == "torch-compiled" and not self._may_compile:
+            return _Kept(None)
         if route.backend != "torch" and any("unet" in lora.weights for lora in loras):
             return _passed(route, "takes no LoRAs")
         with self._lock:
@@ -189,6 +198,8 @@ class Routes:
     def _opened(self, route: Route) -> _Kept:
         if route.backend == "torch":
             return _Kept(TorchEager(self._adapters.unet))
+        if route.backend == "torch-compiled" and self._components.device.type == "cuda":
+            return _Kept(TorchCompiled(self._adapters.unet, channels_last=True, cuda_graphs=True))
         parts = self._components
         if route.backend == "openvino" and parts.device.type != "cpu":
             return _passed(route, "runs on CPUs alone")

@@ -25,8 +25,8 @@ OpenVinoPrecision = Literal["fp32", "bf16", "int8", "int8-weights"]
 class Route(Spec):
     """Where a U-Net runs.
 
-    A route of int8 is taken only where `vega calibrate` has made its networks: that takes minutes to hours, for
-    which no picture should wait.
+    A route of int8 is taken only where `vega calibrate` has made its networks, and one of compiled torch only where the
+    engine was told to compile: that takes minutes to hours, for which no picture should wait.
 
     Args:
         backend: Which library evaluates it.
@@ -54,6 +54,7 @@ class Route(Spec):
 
 
 TORCH = Route(backend="torch", precision="own")
+_COMPILED = Route(backend="torch-compiled", precision="own")
 
 
 REUSE_FROM = 0.2
@@ -153,17 +154,19 @@ PROFILES: dict[str, ProfileSpec] = {
     one.name: one
     for one in (
         ProfileSpec(name="exact"),
-        ProfileSpec(name="balanced", routes=(_FAST, TORCH), guidance_interval=(0.0, 0.8), guidance_kept=_KEPT),
+        ProfileSpec(
+            name="balanced", routes=(_FAST, _COMPILED, TORCH), guidance_interval=(0.0, 0.8), guidance_kept=_KEPT
+        ),
         ProfileSpec(
             name="turbo",
-            routes=(_FASTEST, _FAST, TORCH),
+            routes=(_FASTEST, _FAST, _COMPILED, TORCH),
             guidance_interval=(0.0, 0.8),
             guidance_kept=_KEPT,
             reuse=2,
         ),
         ProfileSpec(
             name="realtime",
-            routes=(_FASTEST, _FAST, TORCH),
+            routes=(_FASTEST, _FAST, _COMPILED, TORCH),
             decoder="tiny",
             guidance_scale=1.0,
             sampler="lcm",

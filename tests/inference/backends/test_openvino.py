@@ -135,9 +135,7 @@ def test_rows_of_a_guided_question_have_a_stream_each(converted: Converted) -> N
         assert torch.equal(deep[row : row + 1], deep_alone)
         assert torch.equal(shallow[row : row + 1], denoiser.shallow(pair.rows(row, row + 1), deep_alone))
     many = ask(unet, 5)
-    torch.testing.assert_close(
-        denoiser.predict(many), TorchEager(lambda: unet).predict(many), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(denoiser.predict(many), TorchEager(lambda: unet).predict(many), atol=1e-5, rtol=1e-4)
 
 
 def test_streams_answer_several_threads(converted: Converted) -> None:

@@ -205,7 +205,7 @@ class OpenVinoDenoiser:
         return _like(prediction, question.x_t)
 
     def close(self) -> None:
-        """Drop what is compiled."""
+        """Drop what is compiled; another question opens it again."""
         self._networks.close()
 
 

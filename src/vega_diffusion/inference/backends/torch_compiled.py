@@ -8,9 +8,10 @@ shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -24,6 +25,7 @@ from vega_diffusion.inference.backends.torch_eager import TorchEager
 REGIONS = ("ResnetBlock2D", "BasicTransformerBlock")
 # Regions are compiled once for each combination of shapes; torch stops at 8 of them and goes on uncompiled.
 _MAX_SHAPES = 256
+_Answer = TypeVar("_Answer")
 
 
 class TorchCompiled:
@@ -54,6 +56,8 @@ class TorchCompiled:
         self._whole: dict[str, Any] = {}
         self._owner: Any = None
         self._buckets: set[Bucket] = set()
+        # torch keeps recorded graphs by thread: one that answers for all callers records each of them once
+        self._thread = ThreadPoolExecutor(1, "cuda-graphs") if cuda_graphs else None
         self._provider = unet_provider
         self._eager = TorchEager(self._unet, branch, channels_last)
         device = self._eager.in_use.devices[0]
@@ -79,18 +83,26 @@ class TorchCompiled:
 
     def full(self, question: Question) -> tuple[Tensor, Tensor]:
         """Return the prediction `[N, C, h, w]` and the hidden state at the cut."""
-        with self._compiling(question):
-            if self._cuda_graphs:
+
+        def answer() -> tuple[Tensor, Tensor]:
+            with self._compiling(question):
+                if not self._cuda_graphs:
+                    return self._eager.full(question)
                 prediction, deep = self._recorded("full", FullGraph)(**question.named())
                 return prediction.clone(), deep.clone()  # the next replay overwrites them
-            return self._eager.full(question)
+
+        return self._answered(answer)
 
     def shallow(self, question: Question, deep: Tensor) -> Tensor:
         """Return the prediction from the layers above the cut and `deep`."""
-        with self._compiling(question):
-            if self._cuda_graphs:
+
+        def answer() -> Tensor:
+            with self._compiling(question):
+                if not self._cuda_graphs:
+                    return self._eager.shallow(question, deep)
                 return self._recorded("shallow", ShallowGraph)(**question.named(), deep=deep).clone()
-            return self._eager.shallow(question, deep)
+
+        return self._answered(answer)
 
     def close(self) -> None:
         """Unmark every region; the U-Net is as it was."""
@@ -101,6 +113,11 @@ class TorchCompiled:
         self._owner = None
         self._buckets.clear()
         self._eager.close()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _answered(self, answer: Callable[[], _Answer]) -> _Answer:
+        return answer() if self._thread is None else self._thread.submit(answer).result()
 
     def _unet(self) -> Any:
         unet = self._provider()
