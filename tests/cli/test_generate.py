@@ -245,6 +245,7 @@ def test_a_plan_says_what_is_known_of_the_profile(vega: Vega, monkeypatch: pytes
         (["x", "--reuse", "0"], "reuse"),
         (["x", "--decoder", "huge"], "decoder"),
         (["x", "--precision", "int8"], "precision"),
+        (["x", "--compile"], "compile"),
         (["x", "--precision", "int3", "--profile", "turbo"], "precision"),
         (["x", "--plan", "--width", "130"], "width"),
         (["a AND b", "--prompt-syntax", "weighted"], "AND"),

@@ -139,6 +139,8 @@ def generate(
         job = Job(_request(given), model or DEFAULT_MODEL, device, dtype, None)
     else:
         job = _replay(Path(from_), given, model, device, dtype)
+    if compile and job.request.drawn_by.name == "exact":
+        raise InvalidValue("compile", True, "only with a profile other than exact", "name one")
     if plan:
         return _print_plan(job, json)
     return _draw(replace(job, may_compile=compile), Targets.choose(output, job.request), json)
