@@ -13,6 +13,7 @@ from vega_diffusion.benchmarks.tables import machine_title
 from vega_diffusion.errors import Unavailable
 
 _COLOURS = {"unet": "#2f6fdb", "text encoders": "#8a94a6", "vae": "#c9b458"}
+_COLUMNS = 2
 _INK, _SOFT = "#1d2330", "#6a7383"
 _PICTURE = {" picture cpu_s": "processor seconds", " picture wall_s": "seconds"}
 
@@ -68,14 +69,18 @@ def _figure(panels: int) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable("figure: matplotlib is not installed; pip install 'vega-diffusion[plots]'") from error
-    figure = Figure(figsize=(4.8 * max(panels, 2), 3.4), layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+    rows, columns = -(-panels // _COLUMNS), min(panels, _COLUMNS)
+    figure = Figure(figsize=(5.6 * columns, 2.8 * rows), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every[panels:]:
+        axes.set_axis_off()
+    return figure, every[:panels]
 
 
 def _finish(axes: Any, values: Sequence[float], title: str) -> None:
     """Write the numbers beside the bars, and take away what is no data."""
     for place, value in enumerate(values):
-        text = f"{value:.3g}"
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
         axes.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", color=_INK)
     axes.set_xlim(0, 1.16 * max(values))
     axes.set_title(title, loc="left", fontsize=10, color=_INK)

@@ -101,11 +101,11 @@ HEADLINES = (
         where=_MINI,
     ),
     *(
-        Headline(what, f"certify-{profile}-{_CERTIFIED}", key, unit, scale, where=_MINI | {"following_split": "dev"})
+        Headline(what, f"certify-{profile}-{_CERTIFIED}", key, unit, scale, where=_MINI | {"following_split": "test"})
         for profile in ("balanced", "turbo")
         for what, key, unit, scale in (
             (f"`{profile}` against `exact`", "speedup", "times as fast", 1),
-            ("change of prompts followed with it, scenes-dev", "following_change", "points", 100),
+            ("change of prompts followed with it, scenes-test", "following_change", "points", 100),
         )
     ),
     Headline(
