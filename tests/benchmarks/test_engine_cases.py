@@ -227,7 +227,7 @@ def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():
     _, _, build = contestants._model("vega-mini")
     unet = build(torch.float32)
     peer = PlainUNet(unet, question, "fp32", 1)
-    (answer,) = peer._compiled.run(peer._arrays)
+    ((answer,),) = peer._compiled.run(peer._arrays)
     expected = TorchEager(lambda: unet).predict(question)
     torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-4, rtol=1e-4)
     assert peer.precision_in_use() == "fp32"
