@@ -73,6 +73,8 @@ def test_exact_and_too_many_prompts_are_refused(tiny_folder: Path):
         certify.measure("exact", str(tiny_folder))
     with pytest.raises(InvalidValue, match="--prompts"):
         certify.measure("turbo", str(tiny_folder), prompts=100_000)
+    with pytest.raises(InvalidValue, match="allowed: --no-ruler with --may-compile"):
+        certify.measure("turbo", str(tiny_folder), may_compile=True)
 
 
 def test_packing_is_timed_beside_one_at_a_time(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

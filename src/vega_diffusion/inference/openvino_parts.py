@@ -21,7 +21,6 @@ from vega_diffusion.inference.backends.open import (
     open_decoder,
     open_text_encoder,
     precision_beside,
-    text_beside,
 )
 from vega_diffusion.inference.backends.protocol import LatentDecoder, Precision, TextEncoder
 from vega_diffusion.inference.components import Components
@@ -81,7 +80,7 @@ class OpenVinoParts:
     def __init__(self, components: Components, unet: Precision, opening: Opening, is_small: bool = False) -> None:
         self._components = components
         self._precision: Precision = precision_beside(unet)
-        self._of_text: Precision = text_beside(unet, is_small)
+        self._of_text: Precision = "int8-weights" if is_small else self._precision
         self._of_decoder: Precision = decoder_beside(unet)
         # Each of them runs at one shape or two: the rest would only hold memory.
         self._opening = replace(opening, max_shapes=2)

@@ -182,11 +182,6 @@ def precision_beside(unet: Precision) -> Precision:
     return "bf16" if unet != "fp32" and cpu_features().bf16 else "fp32"
 
 
-def text_beside(unet: Precision, is_small: bool) -> Precision:
-    """Return the precision of text encoders beside a U-Net that runs in one; small ones hold 8-bit weights."""
-    return "int8-weights" if is_small else precision_beside(unet)
-
-
 def decoder_beside(unet: Precision) -> Precision:
     """Return the precision of the full decoder beside a U-Net that runs in one: its own, where that is int8."""
     return "int8" if unet == "int8" else precision_beside(unet)
