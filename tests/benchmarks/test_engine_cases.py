@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from vega_diffusion.benchmarks import certify, contestants, packing, parameters, speed
 from vega_diffusion.benchmarks.figures import draw_sizes, draw_speed
@@ -195,32 +193,46 @@ def test_a_peer_that_is_not_there_or_cannot_is_refused_before_weights_are_writte
             contestants.open_contestant(speed.Contestant.parse(text), 64, 1, 1)
 
 
-def test_a_peer_that_draws_whole_pictures_is_timed_between_its_steps(monkeypatch: pytest.MonkeyPatch):
+STAND_IN = """
+import json, time
+from pathlib import Path
+from safetensors.torch import load_file
+
+class StableDiffusion:
+    def __init__(self, model_path, wtype, **_):
+        self.tensors = {name: str(tensor.dtype) for name, tensor in load_file(model_path).items()}
+        self.wtype = wtype
+
+    def generate_image(self, *, sample_steps, progress_callback, **asked):
+        Path(__file__).with_name("seen.json").write_text(json.dumps([self.wtype, self.tensors, asked]))
+        progress_callback(1, 7, 0.0)  # of loading
+        for step in range(1, sample_steps + 1):
+            time.sleep(0.3 if step == 1 else 0.05)
+            progress_callback(step, sample_steps, 0.0)
+            if step == 4:
+                raise RuntimeError("a fault of its own")
+"""
+
+
+def test_a_peer_that_draws_whole_pictures_goes_on_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The binding is not installed here; what stands in for it reads the file and tells of its steps as it does."""
-    seen = {}
-
-    class StandIn:
-        def __init__(self, model_path: str, wtype: str, **_: object) -> None:
-            seen.update(load_file(model_path))
-            assert wtype == "q8_0"
-
-        def generate_image(self, *, sample_steps: int, progress_callback: Callable[..., None], **_: object) -> None:
-            for step in range(1, sample_steps + 1):
-                time.sleep(0.05 if step == sample_steps else 0.3)
-                progress_callback(step, sample_steps, 0.0)
-            time.sleep(0.3)  # decoding
-
-    monkeypatch.setitem(sys.modules, "stable_diffusion_cpp", SimpleNamespace(StableDiffusion=StandIn))
-    one = contestants.open_contestant(speed.Contestant.parse("vega-mini:stable-diffusion.cpp:int8"), 64, 1, 1)
+    (tmp_path / "stable_diffusion_cpp.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = contestants.open_contestant(speed.Contestant.parse("vega-mini:stable-diffusion.cpp:int8"), 64, 2, 1)
     (step,) = one.evaluate.values()
-    start = time.perf_counter()
-    taken = step()
-    whole = time.perf_counter() - start
-    assert isinstance(taken, Timing)
-    assert 0.05 <= taken.wall_s <= whole - 0.6  # neither the first step nor the decoding, however slow the machine
+    time.sleep(1.0)  # it waits: what passes between steps is no step
+    for _ in range(3):
+        taken = step()
+        assert isinstance(taken, Timing)
+        assert 0.05 <= taken.wall_s < 1.0
+        assert 0 <= taken.cpu_s < taken.wall_s + 0.05
     assert one.in_use() == "stable-diffusion.cpp q8_0"
-    assert {tensor.dtype for tensor in seen.values()} == {torch.float16}
-    assert len(seen) == 897  # as `vega convert single-file vega-mini` writes
+    wtype, tensors, asked = json.loads((tmp_path / "seen.json").read_text())
+    assert (wtype, asked["width"], asked["cfg_scale"]) == ("q8_0", 64, 5.0)
+    assert set(tensors.values()) == {"torch.float16"}
+    assert len(tensors) == 897  # as `vega convert single-file vega-mini` writes
+    with pytest.raises(RuntimeError, match="stable-diffusion.cpp: ended with 1 before its step was done"):
+        step()
 
 
 def test_a_peer_in_openvino_holds_nothing_of_ours_and_answers_as_torch_does():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy
@@ -31,7 +32,7 @@ def folder(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(engine_module, "CALIBRATION_PROMPTS", engine_module.CALIBRATION_PROMPTS[:1])
-    monkeypatch.setattr(QuantisationRule.__init__, "__defaults__", tuple(TINY_RULE.as_identity().values()))
+    monkeypatch.setattr(QuantisationRule.__init__, "__defaults__", astuple(TINY_RULE))
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 

@@ -30,7 +30,6 @@ DecoderChoice = Literal["none", "tiny", "full"]
 PLAIN = "openvino-plain"
 GRAPHS = "torch-graphs"
 WIDE_T = 900.0  # of a step that int8 leaves to wide numbers
-CALIBRATION = 2  # random weights have no quality that more samples could save
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,7 @@ def open_contestant(
     decoder: DecoderChoice = "none",
     device: str = "cpu",
     num_steps: int = 1,
+    left_out: tuple[str, ...] = (),
 ) -> Ready:
     """Return a contestant, ready.
 
@@ -128,6 +128,7 @@ def open_contestant(
         decoder: Which autoencoder decodes beside it, with fresh weights, where it has no choice of its own.
         device: Where torch runs.
         num_steps: Of a picture, where its profile does not say.
+        left_out: Layers of a U-Net in int8 that stay in wide numbers, by name.
 
     Raises:
         InvalidValue: OpenVINO on a GPU, CUDA graphs on a CPU, or what a peer cannot do.
@@ -171,6 +172,7 @@ def open_contestant(
         threads,
         may_fall_back=bool(one.profile),
         wide_from=wide_from,
+        left_out=left_out,
     )
     evaluate = {}
     for evaluation in plan:
@@ -283,18 +285,18 @@ def _denoiser(
     threads: int,
     may_fall_back: bool,
     wide_from: int | None,
+    left_out: tuple[str, ...],
 ) -> Any:
+    from vega_diffusion.benchmarks.random_int8 import CALIBRATION, random_rule
     from vega_diffusion.inference.backends.faults import Route
     from vega_diffusion.inference.backends.open import Opening, open_denoiser
-    from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 
     if backend == GRAPHS:
         from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 
         assert weights.provider is not None, "contestants have weights"
         return TorchCompiled(weights.provider, channels_last=True, cuda_graphs=True)
-    rule = QuantisationRule(num_samples=CALIBRATION, num_probes=0)
-    samples = [question] * CALIBRATION
+    rule, samples = random_rule(left_out), [question] * CALIBRATION
     opening = Opening(say=_say, num_threads=threads, may_fall_back=may_fall_back, rule=rule, keep_blobs=False)
     route = Route(backend, precision)  # type: ignore[arg-type]
     return open_denoiser(route, weights, opening, questions=lambda: samples, wide_from=wide_from)

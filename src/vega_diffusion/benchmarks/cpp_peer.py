@@ -1,16 +1,19 @@
-"""A peer: stable-diffusion.cpp through its Python binding, timed between two of its steps.
+"""A peer: stable-diffusion.cpp through its Python binding, in a process of its own that stops after every step.
 
-It draws whole pictures alone, so each timing draws one of two steps and takes what lies between the ends of the two:
-one step, as its own sampler runs it; prompt and decoding are outside. Its weights are the case's own, written once in
-float16 to a single file, which it turns into its own types.
+It draws whole pictures alone, so it is given one of very many steps, which goes on by one whenever a step is to be
+timed: prompt and decoding are outside. Its weights are the case's own, written once in float16 to a single file, which
+it turns into its own types.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,13 +25,14 @@ if TYPE_CHECKING:
     from vega_diffusion.specs.architecture import ModelSpec
 
 CPP = "stable-diffusion.cpp"
+_BINDING = "stable_diffusion_cpp"
 # Our precisions -> its types of weights; it multiplies in fp32 or, for 8 bits, in int8 (ggml's q8_0).
 TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "q8_0"}
-_STEPS = 2
+_STEPS = 999  # of the picture, which is never done
 
 
 class CppUNet:
-    """A model in stable-diffusion.cpp, of which single steps are timed."""
+    """A model in stable-diffusion.cpp, of which single steps are timed; its process ends with this one."""
 
     def __init__(
         self, spec: ModelSpec, build: Callable[[str], Any], precision: str, size_px: int, rows: int, threads: int
@@ -51,57 +55,61 @@ class CppUNet:
             raise InvalidValue("contestants", precision, f"for {CPP} one of: {', '.join(TYPES)}", "choose one of them")
         if rows not in (1, 2):
             raise InvalidValue("rows", rows, f"1 or 2 for {CPP}", "leave that contestant out")
-        model = _binding()
-        self._size_px, self._guidance = size_px, 5.0 if rows == 2 else 1.0
-        with ExitStack() as until_loaded:
-            folder = Path(until_loaded.enter_context(TemporaryDirectory(prefix="vega-cpp-")))
-            file = folder / "model.safetensors"
+        if find_spec(_BINDING) is None:
+            install = "pip install stable-diffusion-cpp-python"
+            raise Unavailable(f"contestants: {CPP} needs its binding, which is not installed; {install}")
+        spawn = get_context("spawn")
+        self._steps, theirs = spawn.Pipe()
+        asked = {"width": size_px, "height": size_px, "cfg_scale": 5.0 if rows == 2 else 1.0}
+        with TemporaryDirectory(prefix="vega-cpp-") as folder:
+            file = Path(folder) / "model.safetensors"
             _write(file, spec, build)
-            self._model = model(
-                model_path=str(file), n_threads=threads, wtype=TYPES[precision], verbose=False, vae_decode_only=True
-            )
+            loading = {"model_path": str(file), "n_threads": threads, "wtype": TYPES[precision]}
+            self._process = spawn.Process(target=_draw, args=(theirs, loading, asked), daemon=True)
+            self._process.start()
+            theirs.close()
+            self._told()  # it has the weights, and its first step is done
         self.in_use = f"{CPP} {TYPES[precision]}"
 
     def step(self) -> Timing:
-        """Draw a picture of two steps and return the timing of the second.
+        """Let it go on by one step.
 
         Raises:
-            RuntimeError: It did not say when its steps ended.
+            RuntimeError: It ended.
         """
-        ends: list[tuple[float, float]] = []
+        self._steps.send(True)
+        return self._told()
 
-        def note(step: int, steps: int, _: float) -> None:
-            if steps == _STEPS:
-                ends.append((time.perf_counter(), processor_seconds()))
+    def close(self) -> None:
+        """End its process."""
+        self._process.kill()
+        self._process.join()
 
-        self._model.generate_image(
-            prompt="",
-            width=self._size_px,
-            height=self._size_px,
-            sample_steps=_STEPS,
-            sample_method="euler",
-            cfg_scale=self._guidance,
-            seed=0,
-            progress_callback=note,
-        )
-        if len(ends) < _STEPS:
-            raise RuntimeError(f"{CPP}: told of {len(ends)} of {_STEPS} steps")
-        (wall, cpu), (wall_after, cpu_after) = ends[-2:]
-        return Timing(wall_after - wall, cpu_after - cpu)
+    def _told(self) -> Timing:
+        try:
+            return Timing(*self._steps.recv())
+        except EOFError as error:
+            self._process.join()
+            raise RuntimeError(f"{CPP}: ended with {self._process.exitcode} before its step was done") from error
 
 
-def _binding() -> Any:
-    """Return the binding's class.
+def _draw(steps: Connection, loading: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Draw a picture; tell how long each step took, and wait after it until another is wanted."""
+    model = import_module(_BINDING).StableDiffusion(**loading, verbose=False, vae_decode_only=True)
+    began = time.perf_counter(), processor_seconds()
 
-    Raises:
-        Unavailable: It is not installed.
-    """
-    try:
-        return import_module("stable_diffusion_cpp").StableDiffusion
-    except ImportError as error:
-        raise Unavailable(
-            f"contestants: {CPP} needs its binding, which is not installed; pip install stable-diffusion-cpp-python"
-        ) from error
+    def note(_: int, num_steps: int, __: float) -> None:
+        nonlocal began
+        if num_steps != _STEPS:
+            return  # of something else
+        try:
+            steps.send((time.perf_counter() - began[0], processor_seconds() - began[1]))
+            steps.recv()
+        except (EOFError, OSError):
+            os._exit(1)  # nobody is there any more; the binding would drop an exception and go on
+        began = time.perf_counter(), processor_seconds()
+
+    model.generate_image(prompt="", sample_steps=_STEPS, sample_method="euler", seed=0, progress_callback=note, **asked)
 
 
 def _write(file: Path, spec: ModelSpec, build: Callable[[str], Any]) -> None:

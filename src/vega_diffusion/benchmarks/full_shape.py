@@ -12,9 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vega_diffusion.benchmarks.draw_once import to_draw
 from vega_diffusion.benchmarks.protocol import run_command
+from vega_diffusion.benchmarks.random_int8 import layers_left_out, random_rule
 from vega_diffusion.benchmarks.report import Bar, Measurement
 from vega_diffusion.errors import VegaError
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.specs.profile import OpenVinoPrecision, ProfileName
 
 SCRIPT = Path("scripts") / "make_random_model.py"
@@ -33,11 +36,13 @@ def measure(
     dtype: str = "auto",
     profile: ProfileName = "exact",
     precision: OpenVinoPrecision | None = None,
+    layers_of: str = "vega-mini",
 ) -> Measurement:
     """Run `vega generate` on a full-shape folder and note its peak memory, and when its first step was done.
 
     By a profile on OpenVINO the command runs twice, and the second one, which finds its networks kept, counts. For int8
-    they are made before, from random questions: what random weights draw would be no better ones, and takes hours.
+    they are made before, from random questions (what random weights draw would be no better ones, and takes hours), and
+    the layers that stay out are those of a calibrated model with trained weights.
 
     Args:
         folder: A folder made before by `scripts/make_random_model.py`; None makes one and removes it afterwards.
@@ -47,8 +52,10 @@ def measure(
         dtype: As of `vega generate`.
         profile: As of `vega generate`.
         precision: As of `vega generate`.
+        layers_of: For int8: a model of the same topology that was calibrated here (`vega calibrate`).
 
     Raises:
+        BackendFault: That model was not calibrated.
         VegaError: The script is not there: the current folder is not the repository's root.
     """
     from vega_diffusion.inference.metadata import read_record
@@ -59,10 +66,13 @@ def measure(
         command = ["vega_diffusion.cli.main", "generate", "a cat", "--model", str(model), "--seed", "0"]
         command += ["--width", str(size), "--height", str(size), "--num-steps", str(num_steps), "--dtype", dtype]
         command += ["--profile", profile, "--json", "--output", temporary]
-        if precision is not None:
-            command += ["--precision", precision]
         if precision == "int8":
-            calibrate_at_random(model)
+            rule = random_rule(layers_left_out(layers_of))
+            calibrate_at_random(model, rule)
+            asked = {"prompt": "a cat", "seed": 0, "width": size, "height": size, "num_steps": num_steps}
+            command = to_draw(model, rule, asked | {"profile": profile, "precision": precision}, dtype, temporary)
+        elif precision is not None:
+            command += ["--precision", precision]
         run = run_command(command)
         if profile != "exact":
             run = run_command(command)
@@ -96,7 +106,8 @@ def measure(
         bars=tuple(_bars(f"full-shape model {name} (random weights), {profile} {ran}, {size} px", most, peak_gb, kept)),
         seeds=(0,),
         name="" if profile == "exact" else f"{profile}-{ran}-{size}",
-        protocol="one cold `vega generate`; peak resident memory of the process; 1 GB = 10^9 bytes",
+        protocol="one cold `vega generate`; peak resident memory of the process; 1 GB = 10^9 bytes"
+        + (f"; int8 but for the layers that {layers_of}'s leaves out" if precision == "int8" else ""),
     )
 
 
@@ -108,7 +119,7 @@ def _bars(what: str, most_gb: float | None, peak_gb: float, first_step: float | 
         yield Bar(what=said, measured=first_step, unit="s", limit=FIRST_STEP_S, better="lower")
 
 
-def calibrate_at_random(folder: Path) -> None:
+def calibrate_at_random(folder: Path, rule: QuantisationRule) -> None:
     """Make a folder's int8 U-Net and decoder from random questions of small pictures, where they are not kept."""
     import torch
 
@@ -126,7 +137,9 @@ def calibrate_at_random(folder: Path) -> None:
         latents = torch.randn(CELLS, spec.autoencoder.latent_channels, CELLS, CELLS)
         return Drawn([random_question(spec, CELLS, 1, t) for t in steps], list(latents.split(1)))
 
-    Routes(components, Adapters(components), draw).calibrate(lambda line: print(line, file=sys.stderr, flush=True))
+    Routes(components, Adapters(components), draw, rule).calibrate(
+        lambda line: print(line, file=sys.stderr, flush=True)
+    )
 
 
 def make_folder(preset: str, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import median
 
 from vega_diffusion.benchmarks.contestants import (
@@ -63,6 +64,7 @@ def measure(
     decoder: DecoderChoice = "none",
     num_steps: int = 25,
     device: str = "auto",
+    layers_of: str | None = None,
 ) -> Measurement:
     """Time several models in turn; ratios are of the first to each other one, round by round.
 
@@ -78,9 +80,12 @@ def measure(
         num_steps: Of a picture, where its profile does not say.
         device: Where torch runs: `auto`, `cpu` or `cuda`. On a GPU seconds on the wall are compared, elsewhere those of
             the processor.
+        layers_of: U-Nets in int8 leave those layers in wide numbers that this model's does; it was calibrated here
+            (`vega calibrate`) and has their topology. None: every layer is in int8.
     """
     import torch
 
+    from vega_diffusion.benchmarks.random_int8 import layers_left_out
     from vega_diffusion.inference.components import choose_device
 
     torch.set_num_threads(threads)
@@ -91,7 +96,8 @@ def measure(
         raise InvalidValue("contestants", contestants, "two or more that differ", "name another")
     whole = decoder != "none" or any(one.profile or one.decoder for one in asked)
     steps = num_steps if whole else 1
-    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where, steps) for one in asked}
+    left_out = () if layers_of is None else layers_left_out(layers_of)
+    ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where, steps, left_out) for one in asked}
     warm_ups = 1 if where == "cpu" else 3  # a CUDA graph is recorded in the second call, replayed from the third on
     timings = time_interleaved(_calls(ready), warm_up=warm_ups, repeats=repeats)
     seconds = {name: _picture_seconds(name, one, timings, clock) for name, one in ready.items()}
@@ -108,7 +114,8 @@ def measure(
     return Measurement(
         name=f"{_file_name(first)}-{size_px}"
         + ("" if decoder == "none" else f"-{decoder}")
-        + (f"-{rows}-rows" if rows > 2 else ""),  # more than a picture asks for
+        + (f"-{rows}-rows" if rows > 2 else "")  # more than a picture asks for
+        + (f"-layers-of-{Path(layers_of).name}" if layers_of else ""),
         samples={f"{name} wall_s": [one.wall_s for one in found] for name, found in timings.items()}
         | {f"{name} cpu_s": [one.cpu_s for one in found] for name, found in timings.items()},
         summary={
@@ -129,6 +136,7 @@ def measure(
             "rows": rows,
             "decoder": decoder,
             "num_steps": steps,
+            **({"layers left out of int8": f"{len(left_out)}, as of {Path(layers_of).name}"} if layers_of else {}),
         },
         bars=(
             *_bars(ratios, GOALS, first, size_px, decoder),

@@ -126,7 +126,7 @@ class ModelJob:
 
     def _drawn_together(self, engine: Engine, prompts: Sequence[SuitePrompt]) -> dict[str, list[Image.Image]]:
         """Draw the pictures of several prompts in the same U-Net calls; returned by prompt, in the order of seeds."""
-        from vega_diffusion.inference.engine import GUIDED_ROWS
+        from vega_diffusion.inference.backends.protocol import GUIDED_ROWS
 
         requests = [self._request(engine, prompt) for prompt in prompts]
         rows = GUIDED_ROWS * sum(request.num_images for request in requests)

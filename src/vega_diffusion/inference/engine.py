@@ -26,7 +26,8 @@ from vega_diffusion.inference.backends.calibration import Drawn, record_question
 from vega_diffusion.inference.backends.faults import Say
 from vega_diffusion.inference.backends.open import PartName
 from vega_diffusion.inference.backends.progress import shown
-from vega_diffusion.inference.backends.protocol import Denoiser, InUse
+from vega_diffusion.inference.backends.protocol import GUIDED_ROWS, Denoiser, InUse
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.components import Components
@@ -66,7 +67,6 @@ CALIBRATION_PROMPTS = (
     "mountains at sunrise, wide view, highly detailed",
 )
 _PREVIEW_LATENT_CELLS = 32
-GUIDED_ROWS = 2
 
 
 IsCancelled = Callable[[], bool]
@@ -93,7 +93,13 @@ class _Job:
 class Engine:
     """One loaded model that draws; safe to call from several threads."""
 
-    def __init__(self, components: Components, max_batch: int = 1, may_compile: bool = False) -> None:
+    def __init__(
+        self,
+        components: Components,
+        max_batch: int = 1,
+        may_compile: bool = False,
+        rule: QuantisationRule | None = None,
+    ) -> None:
         """Wrap loaded components.
 
         Args:
@@ -101,11 +107,12 @@ class Engine:
             max_batch: Images that share a U-Net call. 1 keeps float32 pictures bit-equal whatever is made beside
                 them; more is faster on a GPU and stays within 1 of 255 levels (bit-equal in bfloat16 on a CPU).
             may_compile: As for `load`.
+            rule: As for `load`.
         """
         self.components = components
         self.max_batch = max_batch
         self.adapters = Adapters(components)
-        self.routes = Routes(components, self.adapters, self._draw_to_calibrate, may_compile=may_compile)
+        self.routes = Routes(components, self.adapters, self._draw_to_calibrate, rule, may_compile)
         self._texts: OrderedDict[tuple[object, ...], EncodedText] = OrderedDict()
         self._texts_lock = Lock()
 
@@ -117,6 +124,7 @@ class Engine:
         dtype: str = "auto",
         low_memory: bool | None = None,
         may_compile: bool = False,
+        rule: QuantisationRule | None = None,
     ) -> Self:
         """Find a model and choose where and how it runs; weights are read at first use.
 
@@ -127,11 +135,13 @@ class Engine:
             low_memory: Drop each part after its use. None: when the weights would take much of the memory.
             may_compile: Let profiles other than `exact` compile the U-Net by torch where OpenVINO does not run it: a
                 minute or less at the first picture of a size, half the time of all others on a GPU.
+            rule: By which the int8 U-Net was or will be made; None: that of `vega calibrate`. Certificates are for
+                that one.
 
         Raises:
             VegaError: No such model, device or dtype; or the folder is not a whole SDXL-shaped model.
         """
-        return cls(Components.open(model, device, dtype, low_memory), may_compile=may_compile)
+        return cls(Components.open(model, device, dtype, low_memory), may_compile=may_compile, rule=rule)
 
     def generate(
         self,

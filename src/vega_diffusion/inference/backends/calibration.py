@@ -23,7 +23,7 @@ class Drawn:
     """What some pictures of a model left.
 
     Attributes:
-        questions: What its U-Net was asked, one row each, noisiest first.
+        questions: What its U-Net was asked, noisiest first; guided ones have two rows, the negative prompt's first.
         latents: Clean latents `[1, C, h, w]`, one a picture, in the autoencoder's own scale.
     """
 
@@ -32,9 +32,9 @@ class Drawn:
 
 
 class RecordingDenoiser:
-    """Answers through another denoiser and keeps some of what is asked, row by row.
+    """Answers through another denoiser and keeps some of what is asked, whole: guidance compares a question's rows.
 
-    The timesteps are divided into equal intervals, and each keeps a fair sample of the rows that fall into it
+    The timesteps are divided into equal intervals, and each keeps a fair sample of the questions that fall into it
     (reservoir sampling), the same for the same course of questions.
     """
 
@@ -43,7 +43,7 @@ class RecordingDenoiser:
 
         Args:
             inner: Who answers.
-            num_questions: Rows to keep, at most.
+            num_questions: How many to keep, at most.
             num_intervals: Of the timesteps.
             seed: Of the choice.
         """
@@ -61,12 +61,12 @@ class RecordingDenoiser:
         return self._inner.in_use
 
     def predict(self, question: Question) -> Tensor:
-        """Answer, and perhaps keep the question's rows."""
+        """Answer, and perhaps keep the question."""
         self._listen(question)
         return self._inner.predict(question)
 
     def full(self, question: Question) -> tuple[Tensor, Tensor]:
-        """Answer, and perhaps keep the question's rows."""
+        """Answer, and perhaps keep the question."""
         self._listen(question)
         return self._inner.full(question)
 
@@ -79,20 +79,18 @@ class RecordingDenoiser:
         self._inner.close()
 
     def questions(self) -> list[Question]:
-        """Return what was kept, one row each, noisiest first."""
+        """Return what was kept, noisiest first."""
         kept = [question for questions in self._kept for question in questions]
         return sorted(kept, key=lambda question: -float(question.timesteps[0]))
 
     def _listen(self, question: Question) -> None:
-        for row in range(len(question.x_t)):
-            t = float(question.timesteps[row])
-            index = min(int(t / _MAX_TIMESTEP * len(self._sizes)), len(self._sizes) - 1)
-            kept, size = self._kept[index], self._sizes[index]
-            self._seen[index] += 1
-            place = len(kept) if len(kept) < size else self._random.randrange(self._seen[index])
-            if place < size:
-                own = question.rows(row, row + 1).mapped(lambda tensor: tensor.detach().clone())
-                kept[place : place + 1] = [own]
+        t = float(question.timesteps[0])
+        index = min(int(t / _MAX_TIMESTEP * len(self._sizes)), len(self._sizes) - 1)
+        kept, size = self._kept[index], self._sizes[index]
+        self._seen[index] += 1
+        place = len(kept) if len(kept) < size else self._random.randrange(self._seen[index])
+        if place < size:
+            kept[place : place + 1] = [question.mapped(lambda tensor: tensor.detach().clone())]
 
 
 def record_questions(
@@ -103,11 +101,11 @@ def record_questions(
     Args:
         draw: Draws pictures through the denoiser that it is given, as many as the caller thinks representative.
         denoiser: The reference that answers, in its own precision.
-        num_questions: How many rows to keep at most.
+        num_questions: How many to keep at most.
         seed: Of the choice among them.
 
     Returns:
-        One row each, noisiest first.
+        Whole questions, noisiest first.
     """
     recorder = RecordingDenoiser(denoiser, num_questions, seed=seed)
     draw(recorder)

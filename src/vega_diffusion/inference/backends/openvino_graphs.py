@@ -211,7 +211,6 @@ def identify(part: Part, settings: RunSettings, rule: QuantisationRule) -> dict[
     }
     if precision in ("int8", "int8-weights"):
         identity["nncf"] = _nncf_version()
-    if precision == "int8-weights":
         identity["compressed"] = "matrices"
     if precision == "int8":
         # without VNNI the weights have 7 bits (`openvino_quantise.py`)

@@ -16,6 +16,9 @@ from vega_diffusion.specs.profile import Backend, Precision
 if TYPE_CHECKING:
     from torch import Tensor
 
+GUIDED_ROWS = 2
+"""Rows of a guided question about one picture: the negative prompt's first."""
+
 
 @dataclass(frozen=True)
 class Question:

@@ -17,27 +17,32 @@ class QuantisationRule:
     """The rule by which layers leave int8.
 
     Every group of layers that shares quantised inputs is quantised alone and costs a squared relative error of the
-    prediction on the probes. Errors of independent roundings add up, so groups leave int8, the one with the largest
-    error for its share of the work first, until the rest adds up to at most `max_error`, or `max_kept_work` of the
-    work has left.
+    prediction on the probes: of the guided one where a probe has two rows, since guidance multiplies what 8 bits change
+    between them, and other layers are the worst then (docs/log.md). Errors of independent roundings add up, so groups
+    leave int8, the one with the largest error for its share of the work first, until the rest adds up to at most
+    `max_error`, or `max_kept_work` of the work has left.
 
     Attributes:
-        num_samples: Calibration questions, spread over the timesteps by whoever collects them.
+        num_samples: Calibration questions, of one row or two, spread over the timesteps by whoever collects them.
         num_probes: Questions on which errors are measured, at equal distances among the samples; 0 quantises
             everything and measures nothing.
         max_error: Relative root mean square error of the prediction that may remain.
         max_kept_work: Share of the work (multiplications) that may stay in higher precision, 0 to 1.
         smooth: SmoothQuant's strength for matrix products, -1 for none.
+        guidance: Scale at which the two rows of a probe are one prediction, 1 or more.
+        left_out: Layers that stay out whatever they cost, by their names in the network.
 
     Source: the additive error model: Nagel et al., A White Paper on Neural Network Quantization, arXiv 2106.08295,
     section 3.6 (per-layer analysis); SmoothQuant: Xiao et al., arXiv 2211.10438, equation 4.
     """
 
-    num_samples: int = 64
+    num_samples: int = 32
     num_probes: int = 4
     max_error: float = 0.01
     max_kept_work: float = 0.4
     smooth: float = 0.95
+    guidance: float = 5.0
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -50,14 +55,15 @@ class QuantisationRule:
             ("num_probes", 0 <= self.num_probes <= self.num_samples, "0 to num_samples"),
             ("max_error", self.max_error > 0, "above 0"),
             ("max_kept_work", 0 <= self.max_kept_work <= 1, "0 to 1"),
+            ("guidance", self.guidance >= 1, "1 or more"),
             ("smooth", self.smooth == -1 or 0 <= self.smooth <= 1, "0 to 1, or -1"),
         ):
             if not good:
                 raise InvalidValue(f"quantisation.{name}", getattr(self, name), allowed, "change it")
 
     def as_identity(self) -> dict[str, Any]:
-        """Return the rule as a mapping of numbers."""
-        return asdict(self)
+        """Return the rule as a mapping; layers left out by name are in it where there are any."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 DECODER_RULE = QuantisationRule(num_samples=12, num_probes=2, max_error=0.02)

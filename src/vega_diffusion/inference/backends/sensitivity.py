@@ -21,6 +21,7 @@ from vega_diffusion.inference.backends.openvino_runtime import (
     require_openvino,
 )
 from vega_diffusion.inference.backends.progress import shown
+from vega_diffusion.inference.backends.protocol import GUIDED_ROWS
 from vega_diffusion.inference.backends.quantise_rule import Group
 
 _SMOOTHING = "nncf_smooth_quant"
@@ -34,7 +35,9 @@ class _Layers:
     work: float = 0.0
 
 
-def measure_groups(model: Any, quantised: Any, samples: Sequence[Mapping[str, Array]]) -> list[Group]:
+def measure_groups(
+    model: Any, quantised: Any, samples: Sequence[Mapping[str, Array]], guidance: float = 1.0
+) -> list[Group]:
     """Return every group of quantised layers with its work and its squared relative error on the first output.
 
     Args:
@@ -42,6 +45,7 @@ def measure_groups(model: Any, quantised: Any, samples: Sequence[Mapping[str, Ar
         quantised: The same network quantised by NNCF without correction of biases, so that with all switches off it
             equals `model`; it is changed.
         samples: Inputs by name.
+        guidance: Scale at which outputs of two rows, the negative prompt's first, are one prediction.
     """
     found = _find_layers(quantised)
     weights = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() in _TWINS}
@@ -50,7 +54,7 @@ def measure_groups(model: Any, quantised: Any, samples: Sequence[Mapping[str, Ar
         layers.work = sum(works[node.get_friendly_name()] for node in layers.nodes)
     total = sum(layers.work for layers in found.values()) or 1.0
     switched = _with_switches(quantised, list(found.values()), weights)
-    errors = _errors(switched, len(found), samples)
+    errors = _errors(switched, len(found), samples, guidance)
     return [
         Group(tuple(node.get_friendly_name() for node in layers.nodes), layers.work / total, error)
         for layers, error in zip(found.values(), errors, strict=True)
@@ -135,7 +139,7 @@ def _works(network: Any, sample: Mapping[str, Array]) -> dict[str, float]:
     return works
 
 
-def _errors(network: Any, num_groups: int, samples: Sequence[Mapping[str, Array]]) -> list[float]:
+def _errors(network: Any, num_groups: int, samples: Sequence[Mapping[str, Array]], guidance: float) -> list[float]:
     """Return the squared relative error of the first output with one switch on, a switch, averaged over samples."""
     off = {f"switch_{index}": numpy.array([False]) for index in range(num_groups)}
     errors = numpy.zeros(num_groups)
@@ -145,11 +149,20 @@ def _errors(network: Any, num_groups: int, samples: Sequence[Mapping[str, Array]
         key = tuple(array.shape for array in given.values())
         if key not in compiled:
             compiled[key] = _compiled(network, given)
-        ((plain, *_),) = compiled[key].run(given)
+        plain = _guided(compiled[key], given, guidance)
         for index in range(num_groups):
-            ((moved, *_),) = compiled[key].run(given | {f"switch_{index}": numpy.array([True])})
+            moved = _guided(compiled[key], given | {f"switch_{index}": numpy.array([True])}, guidance)
             errors[index] += float(((moved - plain) ** 2).sum() / max((plain**2).sum(), 1e-30)) / len(samples)
     return [float(error) for error in errors]
+
+
+def _guided(network: CompiledNetwork, given: Mapping[str, Array], guidance: float) -> Array:
+    """Return the first output; of two rows, the negative prompt's first, what guidance makes of them."""
+    ((found, *_),) = network.run(given)
+    if len(found) != GUIDED_ROWS:
+        return found
+    against, towards = found
+    return numpy.asarray(against + numpy.float32(guidance) * (towards - against))
 
 
 def _compiled(network: Any, given: Mapping[str, Array]) -> CompiledNetwork:
