@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vega_diffusion.inference.tiles import decode_tiled, tile_starts
+from vega_diffusion.inference import tiles
+from vega_diffusion.inference.tiles import tile_starts
 
 
 @settings(max_examples=40)
@@ -23,6 +25,13 @@ def test_tiles_cover_an_axis_and_overlap_enough(length: int, tile: int, data: st
     assert starts[-1] == max(0, length - tile)
     assert all(second - first <= tile - overlap for first, second in pairwise(starts))
     assert all(first < second for first, second in pairwise(starts))
+
+
+def decode_tiled(decode: Callable[[Tensor], Tensor], latents: Tensor, tile: int, overlap: int) -> Tensor:
+    """The function under test, of tensors."""
+    return torch.from_numpy(
+        tiles.decode_tiled(lambda part: decode(torch.from_numpy(part)).numpy(), latents.numpy(), tile, overlap)
+    )
 
 
 def enlarge(latents: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vega_diffusion.errors import InvalidValue, MissingFile, VegaError
 from vega_diffusion.inference.lines import not_finite_latents
-from vega_diffusion.inference.tiles import decode_tiled
+from vega_diffusion.inference.tiles import Array, decode_tiled, tile_cells
 
 
 def open_picture(path: str, field: str) -> Image.Image:
@@ -105,8 +105,12 @@ def decode_latents(vae: Any, latents: Tensor, tile_px: int | None = None) -> tup
     if tile_px is None:
         image = decoder(latents)
     else:
-        tile = max(1, tile_px // downscale(vae))
-        image = decode_tiled(decoder, latents, tile, tile // 4)
+        cells = tile_cells(tile_px, downscale(vae))
+
+        def decoded(part: Array) -> Array:
+            return decoder(torch.from_numpy(part).to(latents)).float().cpu().numpy()
+
+        image = torch.from_numpy(decode_tiled(decoded, latents.float().cpu().numpy(), *cells)).to(latents.device)
     if decoder.wide is None:
         return image, ()
     return image, (f"the autoencoder overflowed in {_dtype_name(vae)}; decoded again in float32",)

@@ -14,6 +14,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from vega_diffusion.inference import rules
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.engine import Engine
@@ -106,6 +107,36 @@ def test_pictures_records_and_warnings_are_the_engines(
     assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8-weights"])
+def test_pictures_in_tiles_are_the_engines_and_little_memory_closes_what_is_done(
+    engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    if precision == "int8-weights":
+        pytest.importorskip("nncf")
+    monkeypatch.setattr(rules, "WHOLE_PIXELS_LOW_MEMORY" if precision == "int8-weights" else "WHOLE_PIXELS", 64 * 64)
+    monkeypatch.setattr(rules, "TILE_PX", 64)
+    request = PLAIN.model_copy(update={"precision": precision, "width": 104, "num_images": 2})
+    expected = engine.generate(request)
+    assert keep_for_next_time(engine.components, expected[0].record.request, 1) is None
+    lean = opened(folder, request)
+    networks: Any = lean._networks
+    held: list[list[int]] = []
+
+    def note(_: object) -> None:
+        held.append([len(one._graphs.compiled()) for one in (*networks.text, networks.unet, networks.vae)])
+
+    drawn = list(lean.stream(request, note))
+    for ours, theirs in zip(drawn, expected, strict=True):
+        assert ours.record == theirs.record
+        assert ours.record.tile_px == 64
+        assert levels_apart(ours.image, theirs.image) <= 1
+    saves = precision == "int8-weights"
+    assert {networks.text[0].in_use.precision, networks.text[1].in_use.precision} == {precision}
+    assert all((text, second) == ((0, 0) if saves else (1, 1)) for text, second, *_ in held)
+    assert not saves or all(vae == 0 for *_, vae in held)
+    assert bool(networks.unet._graphs.compiled()) != saves
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_row_of_a_small_unet_has_a_thread_where_there_are_two(
     engine: Engine, folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch, threads: int
@@ -149,8 +180,6 @@ def test_what_is_not_kept_is_drawn_with_torch(engine: Engine, folder: Path) -> N
         assert LeanEngine.open(str(folder), PLAIN) is None, "openvino is not installed"
     other_steps = PLAIN.model_copy(update={"num_steps": 6})
     assert LeanEngine.open(str(folder), other_steps) is None, "no table of 6 steps"
-    large = PLAIN.model_copy(update={"width": 1536, "height": 1536})
-    assert LeanEngine.open(str(folder), large) is None, "decoded in tiles"
     config = folder / "unet" / "config.json"
     config.touch()
     assert LeanEngine.open(str(folder), PLAIN) is None, "a file was touched"

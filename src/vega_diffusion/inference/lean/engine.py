@@ -20,6 +20,8 @@ from PIL import Image
 
 from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.backends.faults import BackendFault, Say
+from vega_diffusion.inference.backends.open import Opening
+from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.certificates import certificate_lines, find_certificate
 from vega_diffusion.inference.images import GeneratedImage, OnStep, Progress
@@ -31,6 +33,7 @@ from vega_diffusion.inference.lean.text import LeanTokenizer
 from vega_diffusion.inference.lines import cut_text, departs_from_certified, no_tiny_decoder, not_finite_latents
 from vega_diffusion.inference.metadata import PictureRecord
 from vega_diffusion.inference.rules import tile_px_for
+from vega_diffusion.inference.tiles import decode_tiled, tile_cells
 from vega_diffusion.models.find import resolve_model
 from vega_diffusion.specs.profile import Decoder, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
@@ -43,8 +46,6 @@ def unsuited(request: GenerateRequest, device: str, dtype: str) -> str | None:
     """Return why a request needs torch, or None."""
     if request.drawn_by.routes[0].backend != "openvino":
         return "profile"
-    if request.drawn_by.is_small:
-        return "precision"
     if device not in ("auto", "cpu"):
         return "device"
     if dtype != "auto":
@@ -94,7 +95,12 @@ class LeanEngine:
 
     @classmethod
     def open(
-        cls, model: str, request: GenerateRequest, say: Say = lambda line: None, home: Path | None = None
+        cls,
+        model: str,
+        request: GenerateRequest,
+        say: Say = lambda line: None,
+        home: Path | None = None,
+        rule: QuantisationRule | None = None,
     ) -> Self | None:
         """Return what draws a request, or None where something is not kept yet.
 
@@ -103,6 +109,7 @@ class LeanEngine:
             request: One that is not `unsuited`.
             say: Gets a line about anything kept that is damaged.
             home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
+            rule: As of `Engine.load`.
 
         Raises:
             VegaError: There is no such model, or the request does not suit it.
@@ -117,7 +124,7 @@ class LeanEngine:
         bundle, tokenizers = found
         resolved = request.resolved(bundle.spec.generation)
         assert resolved.sampler and resolved.num_steps and resolved.width and resolved.height, "a resolved request"
-        if bundle.spec.unet.time_cond_proj_dim is not None or tile_px_for(resolved.width, resolved.height) is not None:
+        if bundle.spec.unet.time_cond_proj_dim is not None:
             return None
         if bundle.dtype == "bfloat16" and math.prod(latent_shape(bundle, resolved)) % BLOCK:
             return None
@@ -125,9 +132,10 @@ class LeanEngine:
         if table is None:
             return None
         lines: list[str] = []
+        opening = Opening(say=lines.append, home=home, rule=rule or QuantisationRule())
         decoder: Decoder = "tiny" if resolved.decoder == "tiny" and bundle.tiny_digest is not None else "full"
         try:
-            networks = LeanNetworks.open(bundle, resolved, decoder, lines.append, home)
+            networks = LeanNetworks.open(bundle, resolved, decoder, opening)
         except BackendFault:
             for line in lines:  # of what was damaged, and is gone when the caller looks
                 say(f"profile {resolved.profile}: {line}")
@@ -146,9 +154,11 @@ class LeanEngine:
         """
         request = request.resolved(self._kept.bundle.spec.generation)
         plan = self._plan(request)
-        self._networks.compile_ahead(self._kept.bundle, request, plan)
+        saves = request.drawn_by.is_small
+        if not saves:
+            self._networks.compile_ahead(self._kept.bundle, request, plan)
         prompt, negative, warnings = self._encoded(request)
-        if not self._networks.is_small:
+        if saves or not self._networks.is_small:
             for encoder in self._networks.text:
                 encoder.close()  # large ones would take memory that the U-Net needs
         warnings += self._certified(request)
@@ -156,8 +166,13 @@ class LeanEngine:
         for index in range(request.num_images):
             one = request.model_copy(update={"seed": request.seed + index, "num_images": 1})
             latents = self._denoised(one, plan, prompt, negative, partial(self._report, on_step, index))
-            image = self._decoded(latents)
-            yield GeneratedImage(_picture(image), one.seed or 0, self._record(one), warnings + self._said(one))
+            record = self._record(one)  # while the U-Net is there
+            if saves:
+                self._networks.unet.close()
+            image = self._decoded(latents, record.tile_px)
+            if saves:
+                self._networks.vae.close()
+            yield GeneratedImage(_picture(image), one.seed or 0, record, warnings + self._said(one))
 
     def _plan(self, request: GenerateRequest) -> StepPlan:
         assert request.guidance_scale is not None, "a resolved request"
@@ -241,11 +256,18 @@ class LeanEngine:
         sizes = numpy.array([numbers], numpy.float32)
         return rounded_to_bfloat16(sizes) if self._kept.bundle.dtype == "bfloat16" else sizes
 
-    def _decoded(self, latents: Array) -> Array:
+    def _decoded(self, latents: Array, tile_px: int | None = None) -> Array:
         """Return the image `[1, 3, H, W]` of clean latents."""
-        factor = numpy.float32(self._kept.bundle.scaling_factors[self._decoder])
-        (image,) = self._networks.vae.run("decoder", {"latents": latents / factor})
-        return image
+        bundle = self._kept.bundle
+        factor = numpy.float32(bundle.scaling_factors[self._decoder])
+
+        def decoded(part: Array) -> Array:
+            (image,) = self._networks.vae.run("decoder", {"latents": part / factor})
+            return image
+
+        if tile_px is None:
+            return decoded(latents)
+        return decode_tiled(decoded, latents, *tile_cells(tile_px, bundle.spec.autoencoder.downscale))
 
     def _report(self, on_step: OnStep | None, index: int, step: int, num_steps: int, latents: Array) -> None:
         if on_step is not None:
@@ -271,6 +293,7 @@ class LeanEngine:
     def _record(self, request: GenerateRequest) -> PictureRecord:
         """Return what made an image."""
         in_use = self._networks.unet.in_use
+        assert request.width and request.height, "a resolved request"
         return PictureRecord(
             request=request,
             model=self._kept.model,
@@ -283,6 +306,7 @@ class LeanEngine:
             decoder=self._decoder,
             tiny_sha256=self._kept.bundle.tiny_digest if self._decoder == "tiny" else None,
             text_sha256=self._kept.bundle.text_digest,
+            tile_px=tile_px_for(request.width, request.height, self._decoder, request.drawn_by.is_small),
         )
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +17,7 @@ from vega_diffusion.inference.backends.open import (
     open_unet,
     precision_beside,
 )
+from vega_diffusion.inference.backends.protocol import Precision
 from vega_diffusion.inference.lean.bundle import Bundle
 from vega_diffusion.inference.rules import OPENVINO_THREADS, is_small_work, openvino_streams
 from vega_diffusion.specs.profile import Decoder, Route, StepPlan
@@ -45,17 +44,14 @@ class LeanNetworks:
     is_small: bool
 
     @classmethod
-    def open(
-        cls, bundle: Bundle, request: GenerateRequest, decoder: Decoder, say: Callable[[str], None], home: Path | None
-    ) -> Self:
+    def open(cls, bundle: Bundle, request: GenerateRequest, decoder: Decoder, opening: Opening) -> Self:
         """Find the networks of a resolved request's profile; nothing is compiled yet.
 
         Args:
             bundle: The model.
             request: Resolved.
             decoder: Which autoencoder decodes; the tiny one only where the bundle has one.
-            say: Gets every line that a user should see.
-            home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
+            opening: How they are opened; the number of threads is chosen here.
 
         Raises:
             BackendFault: One is not kept.
@@ -67,13 +63,14 @@ class LeanNetworks:
         if is_small and not told.isdigit():
             threads = min(threads, OPENVINO_THREADS)
         streams = openvino_streams(bundle.unet_parameters, threads)
-        opening = Opening(say=say, num_threads=threads, num_streams=streams, home=home)
+        opening = replace(opening, num_threads=threads, num_streams=streams)
         own, routes = Weights(bundle.model_digest, None), request.drawn_by.routes
         route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
         assert route.precision != "own", "OpenVINO's routes name theirs"
         unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
         wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
-        text = tuple(open_networks(what, wide, own, beside) for what in ("text-encoder", "text-encoder-2"))
+        of_text: Precision = "int8-weights" if route.is_small else wide
+        text = tuple(open_networks(what, of_text, own, beside) for what in ("text-encoder", "text-encoder-2"))
         if decoder == "tiny":
             assert bundle.tiny_digest is not None, "the tiny autoencoder is there"
             vae = open_networks("tiny-vae-decoder", wide, Weights(bundle.tiny_digest, None), beside)
