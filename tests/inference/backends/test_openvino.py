@@ -154,7 +154,7 @@ def test_errors_are_those_of_the_guided_prediction(converted: Converted) -> None
     wide: Any = reopen(home, "fp32")
     file = wide._networks._graphs.folder / "full.xml"
     core, both = openvino_runtime.openvino_core(), ask(unet, 2)
-    samples = {rows: as_samples([both.rows(rows[0], rows[1])]) for rows in ((0, 2), (1, 2))}
+    samples: Any = {rows: as_samples([both.rows(*rows)]) for rows in ((0, 2), (1, 2))}
 
     def errors(rows: tuple[int, int], guidance: float) -> numpy.ndarray[Any, Any]:
         model = core.read_model(file)
