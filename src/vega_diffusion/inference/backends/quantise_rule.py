@@ -38,8 +38,8 @@ class QuantisationRule:
 
     num_samples: int = 32
     num_probes: int = 4
-    max_error: float = 0.01
-    max_kept_work: float = 0.4
+    max_error: float = 0.03
+    max_kept_work: float = 0.2
     smooth: float = 0.95
     guidance: float = 5.0
     left_out: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class QuantisationRule:
         return {name: value for name, value in asdict(self).items() if value != ()}
 
 
-DECODER_RULE = QuantisationRule(num_samples=12, num_probes=2, max_error=0.02)
+DECODER_RULE = QuantisationRule(num_samples=12, num_probes=2, max_error=0.02, max_kept_work=0.4)
 """How an autoencoder's decoder is made: pictures are forgiving, and nothing multiplies its error (docs/log.md)."""
 
 
