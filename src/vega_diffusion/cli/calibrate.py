@@ -24,8 +24,8 @@ def calibrate(model: Annotated[str, tyro.conf.Positional, text("NAME|FOLDER|HUB-
 
     Pictures are drawn to see what the networks are asked, every layer's error is measured, and those that the rule
     leaves out stay in wide numbers. It takes minutes for the embedded model and hours at full size. It pays for
-    large models on CPUs with 8-bit instructions (VNNI, AMX); vega-mini gets no faster and follows prompts less well.
-    Removing a folder that is named at the end undoes it. Needs the extra openvino.
+    large models on CPUs with 8-bit instructions (VNNI, AMX); vega-mini gets no faster. Removing a folder that is
+    named at the end undoes it. Needs the extra openvino.
 
     Args:
         model: A name, a diffusers folder or a Hub id.
