@@ -79,8 +79,8 @@ HEADLINES = (
         "times as fast",
     ),
     Headline(
-        "Vega's U-Net at 512 px, every layer in int8, against the strongest peer measured, OpenVINO's own conversion in "
-        "float32 (random weights)",
+        "Vega's U-Net at 512 px, every layer in int8, against the strongest peer measured, OpenVINO's own conversion "
+        "in float32 (random weights)",
         _INT8,
         "vega:openvino:int8 against vega:openvino-plain:fp32",
         "times as fast",
