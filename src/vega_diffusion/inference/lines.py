@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NOT_CALIBRATED = "not there; run vega calibrate"
+
 
 def cut_text(field: str, limit: int, cut: str) -> str:
     """Return the line that names the part of a text that is not read."""

@@ -34,6 +34,7 @@ from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
 from vega_diffusion.inference.components import Components
+from vega_diffusion.inference.lines import NOT_CALIBRATED
 from vega_diffusion.inference.openvino_parts import OpenVinoParts
 from vega_diffusion.inference.rules import openvino_streams
 from vega_diffusion.models.checkpoint import load_autoencoder, load_unet
@@ -207,7 +208,7 @@ class Routes:
         lines: list[str] = []
         opening = self._opening(lines.append)
         if precision == "int8" and not is_calibrated(parts.digest, opening):
-            return _Kept(None, "; ".join(lines)) if lines else _passed(route, "not there; run vega calibrate")
+            return _Kept(None, "; ".join(lines)) if lines else _passed(route, NOT_CALIBRATED)
         is_torch = route.backend == "torch-compiled"
         weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
         try:

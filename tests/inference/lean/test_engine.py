@@ -205,6 +205,17 @@ def test_int8_that_can_no_longer_be_used_is_said_with_torch_and_without(
     assert line not in drawn.warnings
 
 
+def test_int8_that_was_asked_for_and_is_not_there_is_told_with_torch_and_without(engine: Engine, folder: Path) -> None:
+    request = PLAIN.model_copy(update={"precision": "int8"})
+    (with_torch,) = Engine.load(str(folder), device="cpu").generate(request)
+    assert keep_for_next_time(engine.components, with_torch.record.request, 1) is None
+    (without_torch,) = opened(folder, request).stream(request)
+    for drawn in (with_torch, without_torch):
+        assert "profile balanced: openvino int8: not there; run vega calibrate" in drawn.warnings
+        assert drawn.record.precision != "int8"
+    assert without_torch.record == with_torch.record
+
+
 def test_noise_in_bfloat16_is_drawn_in_whole_blocks_alone(tiny_folder: Path, home: Path, engine: Engine) -> None:
     """9 x 9 cells of 4 channels are 20 blocks and 4 numbers."""
     narrow = Path(shutil.copytree(tiny_folder, home / "narrow"))

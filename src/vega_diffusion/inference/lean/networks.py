@@ -19,6 +19,7 @@ from vega_diffusion.inference.backends.open import (
 )
 from vega_diffusion.inference.backends.protocol import Precision
 from vega_diffusion.inference.lean.bundle import Bundle
+from vega_diffusion.inference.lines import NOT_CALIBRATED
 from vega_diffusion.inference.rules import OPENVINO_THREADS, is_small_work, openvino_streams
 from vega_diffusion.specs.profile import Decoder, Route, StepPlan
 from vega_diffusion.specs.request import GenerateRequest
@@ -96,8 +97,14 @@ class LeanNetworks:
 
 
 def _is_there(route: Route, digest: str, opening: Opening) -> bool:
-    """Return whether a route of int8 can be taken; a line says so where it no longer can."""
-    return is_calibrated(digest, replace(opening, say=lambda line: opening.say(f"{route}: {line}")))
+    """Return whether a route of int8 can be taken; a line says so where it no longer can, or was asked for by name."""
+    lines: list[str] = []
+    is_there = is_calibrated(digest, replace(opening, say=lines.append))
+    if not is_there and route.is_small and not lines:
+        lines.append(NOT_CALIBRATED)
+    for line in lines:
+        opening.say(f"{route}: {line}")
+    return is_there
 
 
 def latent_shape(bundle: Bundle, request: GenerateRequest) -> tuple[int, int, int, int]:
