@@ -207,6 +207,8 @@ class Routes:
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
         opening = self._opening(lines.append)
+        if route.is_small:
+            opening = replace(opening, max_rows=1)
         if precision == "int8" and not is_calibrated(parts.digest, opening):
             return _Kept(None, "; ".join(lines)) if lines else _passed(route, NOT_CALIBRATED)
         is_torch = route.backend == "torch-compiled"

@@ -34,7 +34,7 @@ class Route(Spec):
         wide_from: Timestep, 0 to 1000, from which on up, the noisiest steps, the U-Net runs in bf16 or fp32 though
             `precision` is int8: those steps decide what the picture shows, and drift most (docs/log.md). None: never.
         is_small: Whether memory counts for more than time: text encoders hold 8-bit weights, networks are closed once
-            their part is done, and tiles begin at smaller pictures.
+            their part is done, rows are evaluated one by one, and tiles begin at smaller pictures.
     """
 
     backend: Backend

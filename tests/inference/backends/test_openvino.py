@@ -231,6 +231,17 @@ def test_rows_are_evaluated_in_powers_of_two(rows: int, num_streams: int) -> Non
     assert len(sizes) <= rows // 8 + 3 * num_streams
 
 
+def test_rows_one_by_one_take_one_network_and_are_each_alone(converted: Converted) -> None:
+    home, unet = converted
+    denoiser: Any = reopen(home, "fp32", max_rows=1)
+    question = ask(unet, 3)
+    together = denoiser.predict(question)
+    (network,) = denoiser._networks._graphs.compiled()
+    assert network._compiled.inputs[0].shape[0] == 1
+    alone = [denoiser.predict(question.rows(row, row + 1)) for row in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def test_few_networks_serve_every_number_of_rows(converted: Converted) -> None:
     home, unet = converted
     denoiser: Any = reopen(home, "fp32", max_shapes=10)

@@ -131,6 +131,7 @@ def test_pictures_in_tiles_are_the_engines_and_little_memory_closes_what_is_done
         assert ours.record.tile_px == 64
         assert levels_apart(ours.image, theirs.image) <= 1
     saves = precision == "int8-weights"
+    assert networks.unet._graphs.settings.max_rows == (1 if saves else 8)
     assert {networks.text[0].in_use.precision, networks.text[1].in_use.precision} == {precision}
     assert all((text, second) == ((0, 0) if saves else (1, 1)) for text, second, *_ in held)
     assert not saves or all(vae == 0 for *_, vae in held)

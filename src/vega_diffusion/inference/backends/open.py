@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends.faults import WAYS_OUT, BackendFault, Fault, Route, Say, next_route
-from vega_diffusion.inference.backends.protocol import Denoiser, LatentDecoder, Precision, Question, TextEncoder
+from vega_diffusion.inference.backends.protocol import (
+    MAX_ROWS,
+    Denoiser,
+    LatentDecoder,
+    Precision,
+    Question,
+    TextEncoder,
+)
 from vega_diffusion.inference.backends.quantise_rule import DECODER_RULE, QuantisationRule
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ class Opening:
         say: Gets every line that a user should see, one a call.
         num_threads: CPU threads of OpenVINO; 0 leaves the number to it.
         num_streams: How many evaluations of a U-Net run at the same time, the threads shared between them.
+        max_rows: Most rows of one evaluation, a power of two: each holds inner states of its own.
         may_fall_back: Whether another precision of the same backend may take the place of one that is not possible.
         home: Where conversions are kept: `$VEGA_HOME/openvino` unless given.
         rule: How a U-Net's int8 is made.
@@ -45,6 +53,7 @@ class Opening:
     say: Say = QUIET
     num_threads: int = 1
     num_streams: int = 1
+    max_rows: int = MAX_ROWS
     may_fall_back: bool = True
     home: Path | None = None
     rule: QuantisationRule = field(default_factory=QuantisationRule)
@@ -386,7 +395,7 @@ def _graphs(precision: Precision, weights: Weights, opening: Opening, plan: _Pla
         plan.detail,
     )
     num_streams = opening.num_streams if plan.what == "unet" else 1  # what has one row has nothing to share out
-    settings = RunSettings(precision, opening.num_threads, features, num_streams)
+    settings = RunSettings(precision, opening.num_threads, features, num_streams, opening.max_rows)
     store = Store(opening.say, opening.home)
     return Graphs(part, settings, store, _rule(plan.what, opening), opening.max_shapes, opening.keep_blobs)
 

@@ -15,7 +15,7 @@ import numpy
 from vega_diffusion.inference.backends.faults import BackendFault, Fault, NotFinite, Route, Say, next_route
 from vega_diffusion.inference.backends.openvino_graphs import Graphs, as_array
 from vega_diffusion.inference.backends.openvino_runtime import Array, Shapes
-from vega_diffusion.inference.backends.protocol import InUse, Precision, Question
+from vega_diffusion.inference.backends.protocol import MAX_ROWS, InUse, Precision, Question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,18 +23,15 @@ if TYPE_CHECKING:
 OpenGraphs = Callable[[Precision], Graphs]
 
 
-LARGEST = 8
-"""Most rows of one evaluation: on one thread of a CPU more rows at once saved little (`docs/log.md`, 2026-11-26)."""
-
-
-def batches(rows: int, num_streams: int = 1) -> list[int]:
+def batches(rows: int, num_streams: int = 1, max_rows: int = MAX_ROWS) -> list[int]:
     """Return the powers of two in which rows are evaluated: few networks serve every number of rows.
 
     Args:
         rows: How many.
         num_streams: How many evaluations run at the same time: none is larger than its share.
+        max_rows: Most rows of one evaluation, a power of two.
     """
-    largest = min(LARGEST, 2 ** (max(1, rows // num_streams).bit_length() - 1))
+    largest = min(max_rows, 2 ** (max(1, rows // num_streams).bit_length() - 1))
     sizes, rest = [largest] * (rows // largest), rows % largest
     return sizes + [2**power for power in reversed(range(largest.bit_length())) if rest & 2**power]
 
@@ -98,8 +95,12 @@ class Guarded:
         return found[0] if len(found) == 1 else [numpy.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def _slices(self, rows: int) -> list[slice]:
-        ends = list(accumulate(batches(rows, self._graphs.settings.num_streams), initial=0))
+        ends = list(accumulate(self._batches(rows), initial=0))
         return [slice(start, stop) for start, stop in pairwise(ends)]
+
+    def _batches(self, rows: int) -> list[int]:
+        settings = self._graphs.settings
+        return batches(rows, settings.num_streams, settings.max_rows)
 
     def _run(self, graph: str, questions: list[dict[str, Array]]) -> list[list[Array]]:
         """Return the outputs of questions of one shape."""
@@ -114,7 +115,7 @@ class Guarded:
 
     def prepare(self, graph: str, shapes: Shapes) -> None:
         """Have a graph compiled for shapes before it is asked."""
-        for size in dict.fromkeys(batches(next(iter(shapes.values()))[0], self._graphs.settings.num_streams)):
+        for size in dict.fromkeys(self._batches(next(iter(shapes.values()))[0])):
             self._graphs.network(graph, {name: (size, *shape[1:]) for name, shape in shapes.items()})
 
     def close(self) -> None:

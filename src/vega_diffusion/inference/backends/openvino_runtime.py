@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 
 from vega_diffusion.inference.backends.faults import BackendFault, Fault, Route
-from vega_diffusion.inference.backends.protocol import Precision
+from vega_diffusion.inference.backends.protocol import MAX_ROWS, Precision
 
 Array = numpy.ndarray[Any, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,12 +85,14 @@ class RunSettings:
         num_threads: CPU threads, 1 or more; 0 leaves the number to OpenVINO.
         features: Of the CPU.
         num_streams: How many evaluations run at the same time, the threads shared between them.
+        max_rows: Most rows of one evaluation, a power of two: each holds inner states of its own.
     """
 
     precision: Precision
     num_threads: int
     features: CpuFeatures
     num_streams: int = 1
+    max_rows: int = MAX_ROWS
 
     @property
     def hint(self) -> str:

@@ -16,6 +16,8 @@ from vega_diffusion.specs.profile import Backend, Precision
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_ROWS = 8
+"""Most rows of one evaluation: on one thread of a CPU more rows at once saved little (`docs/log.md`, 2026-11-26)."""
 GUIDED_ROWS = 2
 """Rows of a guided question about one picture: the negative prompt's first."""
 

@@ -67,6 +67,7 @@ class LeanNetworks:
         opening = replace(opening, num_threads=threads, num_streams=streams)
         own, routes = Weights(bundle.model_digest, None), request.drawn_by.routes
         route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
+        opening = replace(opening, max_rows=1) if route.is_small else opening
         assert route.precision != "own", "OpenVINO's routes name theirs"
         unet = open_unet(route.precision, own, opening, wide_from=route.wide_from)
         wide, beside = precision_beside(unet.in_use.precision), replace(opening, max_shapes=2)
