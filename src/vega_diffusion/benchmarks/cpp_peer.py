@@ -80,11 +80,6 @@ class CppUNet:
         self._steps.send(True)
         return self._told()
 
-    def close(self) -> None:
-        """End its process."""
-        self._process.kill()
-        self._process.join()
-
     def _told(self) -> Timing:
         try:
             return Timing(*self._steps.recv())
