@@ -106,8 +106,8 @@ def measure(
         bars=tuple(_bars(f"full-shape model {name} (random weights), {profile} {ran}, {size} px", most, peak_gb, kept)),
         seeds=(0,),
         name="" if profile == "exact" else f"{profile}-{ran}-{size}",
-        protocol="one cold `vega generate`, for int8 a program that draws as it does; peak resident memory of the process; 1 GB = 10^9 bytes"
-        + (f"; int8 but for the layers that {layers_of}'s leaves out" if precision == "int8" else ""),
+        protocol="one cold `vega generate`; peak resident memory of the process; 1 GB = 10^9 bytes"
+        + (f"; drawn as it draws, in int8 but for layers of {layers_of}'s choice" if precision == "int8" else ""),
     )
 
 
