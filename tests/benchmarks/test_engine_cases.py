@@ -188,6 +188,7 @@ def test_a_peer_that_is_not_there_or_cannot_is_refused_before_weights_are_writte
         ("vega-mini:stable-diffusion.cpp:fp16", Unavailable, "pip install stable-diffusion-cpp-python"),
         ("vega-mini:stable-diffusion.cpp", InvalidValue, "'own' is not allowed"),
         ("vega-mini:stable-diffusion.cpp:fp16+tiny", InvalidValue, "without a decoder"),
+        ("vega-mini:torch:int4", InvalidValue, "of torch: fp32, bf16, fp16, int8"),
     ):
         with pytest.raises(wrong, match=said):
             contestants.open_contestant(speed.Contestant.parse(text), 64, 1, 1)
@@ -257,3 +258,10 @@ def test_sizes_are_counted_by_part_and_drawn(tmp_path: Path):
     assert drawn.count("<!-- sdxl -->") == 2
     with pytest.raises(InvalidValue, match="two or more"):
         parameters.measure(("vega",))
+
+
+def test_torch_in_8_bits_is_a_contestant():
+    one = contestants.open_contestant(speed.Contestant.parse("vega-mini:torch:int8"), 64, 1, 1)
+    for evaluate in one.evaluate.values():
+        evaluate()
+    assert one.in_use() == "torch int8"

@@ -9,14 +9,14 @@ import numpy
 import pytest
 import torch
 
-from vega_diffusion.inference.adapters import Adapters
+from vega_diffusion.inference.adapters import Adapters, LoadedLora
 from vega_diffusion.inference.backends.calibration import Drawn
 from vega_diffusion.inference.backends.protocol import InUse
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.bundles import keep_for_next_time
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.engine import Engine
-from vega_diffusion.inference.routes import Routes
+from vega_diffusion.inference.routes import Routes, route_ahead
 from vega_diffusion.inference.rules import TILE_PX
 from vega_diffusion.inference.vae_policy import planned_tile_px
 from vega_diffusion.specs.profile import PROFILES
@@ -69,6 +69,33 @@ def test_int8_that_was_asked_for_and_is_not_there_is_told(tiny_folder: Path, hom
     assert opened.said()[0] == "profile balanced: openvino int8: not there; run vega calibrate"
 
 
+def test_int8_by_name_is_torchs_on_an_accelerator(elsewhere: Components, home: Path) -> None:
+    profile = PROFILES["turbo"].in_precision("int8")
+    opened = routes_of(elsewhere).open(profile, ())
+    assert (opened.denoiser.in_use, opened.parts) == (InUse("torch", "int8", False, ("meta",)), None)
+    assert opened.said() == ()
+    assert route_ahead(elsewhere, profile, (), lambda line: None) == ("torch", "int8")
+    assert "decoder" not in profile.definition("torch", "int8")
+    first = elsewhere.unet_in_8_bits()
+    assert elsewhere.unet_in_8_bits() is first
+    elsewhere.release("unet")
+    assert elsewhere.unet_in_8_bits() is not first
+
+
+def test_torchs_int8_takes_no_loras_and_no_cpu(elsewhere: Components, tiny_folder: Path, home: Path) -> None:
+    lora = LoadedLora("0" * 64, 1.0, {"unet": {}})
+    profile = PROFILES["turbo"].in_precision("int8")
+    routes = routes_of(elsewhere)
+    opened = routes.open(profile, (lora,))
+    assert opened.denoiser.in_use.precision == "fp16"
+    assert opened.said()[0] == "profile turbo: torch int8: takes no LoRAs"
+    assert route_ahead(elsewhere, profile, (lora,), lambda line: None) == ("torch", "fp16")
+    here = Components.open(str(tiny_folder), "cpu", "auto", None)
+    on_torch = profile.model_copy(update={"routes": tuple(r for r in profile.routes if r.backend != "openvino")})
+    assert routes_of(here).open(on_torch, ()).denoiser.in_use == InUse("torch", "fp32", False, ("cpu",))
+    assert route_ahead(here, on_torch, (), lambda line: None) == ("torch", "fp32")
+
+
 def test_eight_bit_weights_by_name_take_little_memory(tiny_folder: Path, home: Path) -> None:
     """Text encoders and U-Net are closed once their part is done; kernels of convolutions are in no blob."""
     pytest.importorskip("nncf")
@@ -115,3 +142,16 @@ def test_a_profile_is_compiled_whole_on_a_gpu_and_serves_any_thread(tiny_folder:
             assert drawn.record.backend == "torch-compiled"
             apart = numpy.abs(numpy.asarray(drawn.image, int) - numpy.asarray(expected.image, int))
             assert apart.mean() < 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("may_compile", [False, True])
+def test_int8_by_name_on_a_gpu(tiny_folder: Path, home: Path, may_compile: bool) -> None:
+    engine = Engine.load(str(tiny_folder), device="cuda", may_compile=may_compile)
+    request = GenerateRequest(prompt="a cat", seed=3, num_steps=6, profile="balanced", precision="int8")
+    (drawn,) = engine.generate(request)
+    backend = "torch-compiled" if may_compile else "torch"
+    assert (drawn.record.backend, drawn.record.precision) == (backend, "int8")
+    (wide,) = engine.latents(request.model_copy(update={"precision": None}))
+    (narrow,) = engine.latents(request)
+    assert float(torch.cosine_similarity(wide.flatten().float(), narrow.flatten().float(), dim=0)) > 0.98

@@ -63,7 +63,8 @@ def test_a_named_precision_goes_first_at_every_step_and_in_8_bits_is_small(name:
         routes = profile.in_precision(precision).routes
         assert (routes[0].backend, routes[0].precision, routes[0].wide_from) == ("openvino", precision, None)
         assert profile.in_precision(precision).is_small == routes[0].is_small == precision.startswith("int8")
-        assert [str(route) for route in routes[1:]] == ["openvino bf16", "torch-compiled own", "torch own"]
+        on_gpus = ["torch-compiled int8", "torch int8"] if precision == "int8" else []
+        assert [str(route) for route in routes[1:]] == [*on_gpus, "openvino bf16", "torch-compiled own", "torch own"]
 
 
 def test_what_a_request_says_goes_before_its_profile():

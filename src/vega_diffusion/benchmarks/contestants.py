@@ -23,7 +23,7 @@ from vega_diffusion.specs.profile import PROFILES, StepPlan
 
 if TYPE_CHECKING:
     from vega_diffusion.inference.backends.open import Weights
-    from vega_diffusion.inference.backends.protocol import Question
+    from vega_diffusion.inference.backends.protocol import Precision, Question
     from vega_diffusion.specs.architecture import ModelSpec
 
 DecoderChoice = Literal["none", "tiny", "full"]
@@ -151,7 +151,7 @@ def open_contestant(
     own = PRECISIONS[choose_dtype("auto", torch.device(device), count)]
     precision = own if precision == "own" else precision
     on_openvino = backend.startswith("openvino")
-    dtype = torch.float32 if on_openvino else {text: dtype for dtype, text in PRECISIONS.items()}[precision]
+    dtype = torch.float32 if on_openvino else _dtype_of(one, precision, own)
     decode = _decoder(backend, precision, dtype, spec, size_px, threads, decoder_of(one, decoder), device)
     side = size_px // spec.autoencoder.downscale
     if backend == PLAIN:
@@ -163,7 +163,7 @@ def open_contestant(
     sample = random_question(spec, side, 1)
     # Torch asks for its network at every call; OpenVINO once, to convert, and nobody must hold SDXL's then: it does not
     # fit into 24 GB beside its conversion.
-    provider = partial(build, dtype) if on_openvino else cache(partial(build, dtype))
+    provider = partial(build, dtype) if on_openvino else cache(partial(_torch_unet, build, dtype, precision))
     denoiser = _denoiser(
         backend,
         precision,
@@ -181,6 +181,23 @@ def open_contestant(
         evaluate[evaluation] = _ended(_asking(denoiser, asked, evaluation.is_deep, _reuses(plan)), device)
     beside = "" if device == "cpu" else f" on {device}"
     return Ready(evaluate, plan, decode and _ended(decode, device), lambda: _told(denoiser.in_use) + beside)
+
+
+def _dtype_of(one: Contestant, precision: str, own: Precision) -> Any:
+    """Return the dtype of a contestant in torch: 8-bit layers lie between others in that of the engine's choice."""
+    from vega_diffusion.inference.backends.torch_eager import PRECISIONS
+
+    dtypes = {text: dtype for dtype, text in PRECISIONS.items()}
+    if precision not in (*dtypes, "int8"):
+        raise InvalidValue("contestants", str(one), f"of torch: {', '.join(dtypes)}, int8", "choose one of them")
+    return dtypes[own if precision == "int8" else precision]
+
+
+def _torch_unet(build: Callable[[Any], Any], dtype: Any, precision: str) -> Any:
+    from vega_diffusion.inference.backends.torch_int8 import in_8_bits
+
+    unet = build(dtype)
+    return in_8_bits(unet) if precision == "int8" else unet
 
 
 def _open_cpp(

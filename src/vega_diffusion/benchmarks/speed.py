@@ -46,6 +46,7 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega@turbo+tiny", "vega:torch:bf16", 512, "full"): 5.0,
     ("vega:torch-graphs:bf16", "vega:torch:bf16", 1024, "none"): 1.8,
     ("vega:torch-graphs:bf16", "vega:torch-compiled:bf16", 1024, "none"): 1.3,
+    ("vega:torch-graphs:int8", "vega:torch-graphs:bf16", 1024, "none"): 1.3,
 }
 # What is compared; on devices that compute beside the processor, the wall clock.
 _CLOCKS = {"cpu": "cpu_s"}

@@ -99,7 +99,7 @@ def generate(
         reuse: Compute the U-Net's deep layers every so many steps only.
         decoder: The full autoencoder, or the model's tiny one.
         precision: Numbers of a profile's networks on OpenVINO; int8 (after vega calibrate) and int8-weights take least
-            memory.
+            memory. On a GPU, int8 needs no calibration.
         device: Where to run.
         dtype: Number format of the networks.
         compile: Let profiles compile the U-Net for a GPU: up to a minute a size, faster after; for many pictures.

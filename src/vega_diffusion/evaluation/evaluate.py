@@ -201,7 +201,7 @@ def _unknown_to_the_digest(
         found["tiny_digest"] = engine.components.tiny_digest()
     if backend == "openvino":
         found["openvino"] = version("openvino")
-    if precision == "int8":
+    if (backend, precision) == ("openvino", "int8"):
         rules = [rule.as_identity() for rule in (QuantisationRule(), DECODER_RULE)]
         found |= {"nncf": version("nncf"), "rules": json.dumps(rules, sort_keys=True)}
     return found

@@ -19,9 +19,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import CLIPTokenizer
 
 from vega_diffusion.errors import InvalidValue, Unavailable, UnreadableModel
+from vega_diffusion.inference.backends.torch_int8 import in_8_bits
 from vega_diffusion.inference.prompts import TextStack
 from vega_diffusion.inference.rules import is_small_work
 from vega_diffusion.models.checkpoint import (
@@ -48,6 +50,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 # Above this many parameters a CPU that can runs in bfloat16: float32 would take twice the memory and time.
 _LARGE_PARAMETERS = 300_000_000
+_IN_8_BITS = " in 8 bits"
 
 
 def choose_device(name: str) -> torch.device:
@@ -186,6 +189,11 @@ class Components:
         """Return the U-Net."""
         return self._part("unet", lambda: self._settle(load_unet(self.folder, self.spec.unet, self.dtype)))
 
+    def unet_in_8_bits(self) -> nn.Module:
+        """Return a U-Net of its own whose layers are in 8 bits (`backends/torch_int8.py`); LoRAs do not act on it."""
+        own = lambda: load_unet(self.folder, self.spec.unet, self.dtype)  # noqa: E731
+        return self._part(f"unet{_IN_8_BITS}", lambda: in_8_bits(self._settle(own())))
+
     def vae(self) -> AutoencoderKL:
         """Return the autoencoder; in float32 where its config asks for it and the model runs in float16."""
         wide = self.dtype == torch.float16 and self.spec.autoencoder.force_upcast
@@ -242,6 +250,7 @@ class Components:
         """Drop a part (`text`, `unet`, `vae`); it is read again when it is needed again."""
         with self._lock:
             self._parts.pop(part, None)
+            self._parts.pop(part + _IN_8_BITS, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

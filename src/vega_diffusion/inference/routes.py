@@ -33,6 +33,7 @@ from vega_diffusion.inference.backends.protocol import Backend, Denoiser, Precis
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 from vega_diffusion.inference.backends.torch_eager import PRECISIONS, TorchEager
+from vega_diffusion.inference.backends.torch_int8 import DEVICES as INT8_DEVICES
 from vega_diffusion.inference.components import Components
 from vega_diffusion.inference.lines import NOT_CALIBRATED
 from vega_diffusion.inference.openvino_parts import OpenVinoParts
@@ -78,11 +79,15 @@ def route_ahead(
         loras: Those of the request.
         say: Gets a line about int8 that was made and can no longer be used.
     """
-    here = components.device.type == "cpu" and find_spec("openvino") is not None
-    here = here and not any("unet" in lora.weights for lora in loras)
+    is_own = not any("unet" in lora.weights for lora in loras)
+    here = components.device.type == "cpu" and find_spec("openvino") is not None and is_own
     for route in profile.routes:
-        if route.backend == "torch" or route.precision == "own":
+        if route.precision == "own":
             break
+        if route.backend != "openvino":
+            if route.backend == "torch" and components.device.type in INT8_DEVICES and is_own:
+                return route.backend, route.precision
+            continue
         told = Opening(say=partial(_say_of, say, route))
         if not here or (route.precision == "int8" and not is_calibrated(components.digest, told)):
             continue
@@ -106,7 +111,8 @@ class _Kept:
 
 def _passed(route: Route, reason: str) -> _Kept:
     """Return why a route cannot be taken, which int8 that nobody asked for does not tell."""
-    return _Kept(None, None if route.precision == "int8" and not route.is_small else reason)
+    is_asked = route.precision != "int8" or route.is_small or route.backend == "torch"
+    return _Kept(None, reason if is_asked else None)
 
 
 class Routes:
@@ -136,6 +142,7 @@ class Routes:
         self._rule, self._may_compile = rule or QuantisationRule(), may_compile
         self._open: dict[Route, _Kept] = {}
         self._lock = RLock()  # calibration draws pictures through us
+        self._has_int8 = components.device.type in INT8_DEVICES  # in torch
 
     def open(self, profile: ProfileSpec, loras: tuple[LoadedLora, ...]) -> Opened:
         """Return the U-Net of the first route of a profile that can be taken.
@@ -189,7 +196,12 @@ class Routes:
     def _kept(self, route: Route, loras: tuple[LoadedLora, ...]) -> _Kept:
         if route.backend == "torch-compiled" and not self._may_compile:
             return _Kept(None)
-        if route.backend != "torch" and any("unet" in lora.weights for lora in loras):
+        if route.backend == "openvino" and self._components.device.type != "cpu":
+            is_next = route.precision == "int8" and self._has_int8  # int8 in torch follows
+            return _Kept(None) if is_next else _passed(route, "runs on CPUs alone")
+        if route.backend != "openvino" and route.precision == "int8" and not self._has_int8:
+            return _Kept(None)
+        if (route.backend, route.precision) != ("torch", "own") and any("unet" in lora.weights for lora in loras):
             return _passed(route, "takes no LoRAs")
         with self._lock:
             if route not in self._open:
@@ -197,22 +209,21 @@ class Routes:
             return self._open[route]
 
     def _opened(self, route: Route) -> _Kept:
+        provider = self._components.unet_in_8_bits if route.precision == "int8" else self._adapters.unet
         if route.backend == "torch":
-            return _Kept(TorchEager(self._adapters.unet))
+            return _Kept(TorchEager(provider))
         if route.backend == "torch-compiled" and self._components.device.type == "cuda":
-            return _Kept(TorchCompiled(self._adapters.unet, channels_last=True, cuda_graphs=True))
+            return _Kept(TorchCompiled(provider, channels_last=True, cuda_graphs=True))
         parts = self._components
-        if route.backend == "openvino" and parts.device.type != "cpu":
-            return _passed(route, "runs on CPUs alone")
         precision = PRECISIONS[parts.dtype] if route.precision == "own" else route.precision
         lines: list[str] = []
         opening = self._opening(lines.append)
         if route.is_small:
             opening = replace(opening, max_rows=1)
-        if precision == "int8" and not is_calibrated(parts.digest, opening):
-            return _Kept(None, "; ".join(lines)) if lines else _passed(route, NOT_CALIBRATED)
         is_torch = route.backend == "torch-compiled"
-        weights = Weights(parts.digest, self._adapters.unet if is_torch else self._wide_unet)
+        if not is_torch and precision == "int8" and not is_calibrated(parts.digest, opening):
+            return _Kept(None, "; ".join(lines)) if lines else _passed(route, NOT_CALIBRATED)
+        weights = Weights(parts.digest, provider if is_torch else self._wide_unet)
         try:
             denoiser = open_denoiser(
                 BackendRoute(route.backend, precision), weights, opening, wide_from=route.wide_from

@@ -17,7 +17,7 @@ from vega_diffusion.specs.base import Spec
 ProfileName = Literal["exact", "balanced", "turbo", "realtime"]
 Decoder = Literal["full", "tiny"]
 Backend = Literal["torch", "torch-compiled", "openvino"]
-# fp16 is for accelerators; int8 quantises weights and activations, int8-weights the weights alone.
+# fp16 is for accelerators; int8 quantises weights and activations, int8-weights the weights alone, on OpenVINO.
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-weights"]
 OpenVinoPrecision = Literal["fp32", "bf16", "int8", "int8-weights"]
 
@@ -25,8 +25,8 @@ OpenVinoPrecision = Literal["fp32", "bf16", "int8", "int8-weights"]
 class Route(Spec):
     """Where a U-Net runs.
 
-    A route of int8 is taken only where `vega calibrate` has made its networks, and one of compiled torch only where the
-    engine was told to compile: that takes minutes to hours, for which no picture should wait.
+    OpenVINO's int8 is taken only where `vega calibrate` has made its networks, torch's on GPUs alone, and compiled
+    torch only where the engine was told to compile: that takes minutes to hours, for which no picture should wait.
 
     Args:
         backend: Which library evaluates it.
@@ -55,6 +55,8 @@ class Route(Spec):
 
 TORCH = Route(backend="torch", precision="own")
 _COMPILED = Route(backend="torch-compiled", precision="own")
+# In no profile by itself, since it was never timed (docs/log.md).
+_INT8_ON_GPUS = (Route(backend="torch-compiled", precision="int8"), Route(backend="torch", precision="int8"))
 
 
 REUSE_FROM = 0.2
@@ -114,15 +116,18 @@ class ProfileSpec(Spec):
         return self.routes[0].is_small
 
     def in_precision(self, precision: OpenVinoPrecision | None) -> Self:
-        """Return this profile with networks in OpenVINO in these numbers where that is possible, at every step.
+        """Return this profile with networks in these numbers where that is possible, at every step.
 
         Args:
-            precision: None leaves it to the profile. In 8 bits what follows takes little memory, too.
+            precision: None leaves it to the profile. In 8 bits what follows takes little memory, too, on OpenVINO;
+                GPUs have `int8` in torch.
         """
         if precision is None:
             return self
         first = Route(backend="openvino", precision=precision, is_small=precision in ("int8", "int8-weights"))
-        return self.model_copy(update={"routes": (first, *(one for one in self.routes if one.precision != "int8"))})
+        on_gpus = _INT8_ON_GPUS if precision == "int8" else ()
+        others = (one for one in self.routes if one.precision != "int8")
+        return self.model_copy(update={"routes": (first, *on_gpus, *others)})
 
     def definition(self, backend: str, precision: str) -> str:
         """Return what decides a picture on a route of this profile, in words: certificates hold for it alone."""
@@ -138,7 +143,7 @@ class ProfileSpec(Spec):
         wide = [route.wide_from for route in self.routes if (route.backend, route.precision) == (backend, precision)]
         if wide and wide[0] is not None:
             words.append(f"wide numbers from timestep {wide[0]} up")
-        if precision == "int8" and self.decoder == "full":
+        if (backend, precision) == ("openvino", "int8") and self.decoder == "full":
             words.append("decoder in 8 bits")
         return "; ".join(words)
 

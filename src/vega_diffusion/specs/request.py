@@ -81,7 +81,7 @@ class GenerateRequest(Spec):
         reuse: Deep layers of the U-Net are computed every so many steps and kept in between.
         decoder: `full`, or the model's `tiny` autoencoder.
         precision: In which numbers a profile's networks run on OpenVINO, at every step. None: as the profile says.
-            `int8` (after `vega calibrate`) and `int8-weights` take least memory.
+            `int8` (after `vega calibrate`) and `int8-weights` take least memory; on a GPU `int8` is of the U-Net alone.
     """
 
     prompt: str

@@ -90,8 +90,8 @@ def open_denoiser(
 
     Args:
         route: Which.
-        weights: Of the U-Net. In torch, its dtype must be the precision; OpenVINO converts from float32, so give it
-            float32 weights where memory allows no copy.
+        weights: Of the U-Net. In torch, its dtype must be the precision, or its layers in 8 bits (`torch_int8.py`);
+            OpenVINO converts from float32, so give it float32 weights where memory allows no copy.
         opening: How.
         branch: Where shallow steps are cut (`split.py`).
         questions: Calibration questions for int8, called only when it must be made.
@@ -99,7 +99,7 @@ def open_denoiser(
 
     Raises:
         BackendFault: The route is not possible, nor are those of its backend that may take its place.
-        InvalidValue: No such route, or the U-Net's dtype is another than the precision.
+        InvalidValue: No such route, or the U-Net's numbers are others than the precision.
     """
     opening = opening or Opening()
     match route.backend:

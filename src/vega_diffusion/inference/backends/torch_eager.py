@@ -13,6 +13,7 @@ from torch import Tensor
 from vega_diffusion.inference.backends.protocol import InUse, Precision, Question
 from vega_diffusion.inference.backends.split import check_branch, full_pass, shallow_pass
 from vega_diffusion.inference.backends.text_maps import text_maps_kept
+from vega_diffusion.inference.backends.torch_int8 import is_in_8_bits
 
 PRECISIONS: dict[torch.dtype, Precision] = {
     torch.float32: "fp32",
@@ -47,9 +48,10 @@ class TorchEager:
 
     @property
     def in_use(self) -> InUse:
-        """What really runs: read from the U-Net's parameters."""
+        """What really runs: read from the U-Net's layers and parameters."""
         unet = self._unet()
-        return InUse("torch", PRECISIONS[unet.dtype], False, (str(unet.device),))
+        precision = "int8" if is_in_8_bits(unet) else PRECISIONS[unet.dtype]
+        return InUse("torch", precision, False, (str(unet.device),))
 
     @torch.inference_mode()
     def predict(self, question: Question) -> Tensor:

@@ -65,7 +65,8 @@ class LeanNetworks:
             threads = min(threads, OPENVINO_THREADS)
         streams = openvino_streams(bundle.unet_parameters, threads)
         opening = replace(opening, num_threads=threads, num_streams=streams)
-        own, routes = Weights(bundle.model_digest, None), request.drawn_by.routes
+        own = Weights(bundle.model_digest, None)
+        routes = [route for route in request.drawn_by.routes if route.backend == "openvino"]
         route = next(route for route in routes if route.precision != "int8" or _is_there(route, own.digest, opening))
         opening = replace(opening, max_rows=1) if route.is_small else opening
         assert route.precision != "own", "OpenVINO's routes name theirs"
