@@ -177,6 +177,8 @@ def test_a_model_of_another_size_or_without_text_encoders_is_refused(
         (["--guidance-scale", "-1"], "guidance_scale"),
         (["--sampler", "best"], "sampler"),
         (["--profile", "fastest"], "profile"),
+        (["--profile", "turbo", "--precision", "int4"], "precision"),
+        (["--precision", "int8"], "precision"),
         (["--processes", "0"], "processes"),
         (["--checker", "nothing"], "nothing"),
         (["--output", "/dev/null/x"], "output"),

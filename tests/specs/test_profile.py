@@ -65,6 +65,7 @@ def test_a_named_precision_goes_first_at_every_step_and_in_8_bits_is_small(name:
         assert profile.in_precision(precision).is_small == routes[0].is_small == precision.startswith("int8")
         on_gpus = ["torch-compiled int8", "torch int8"] if precision == "int8" else []
         assert [str(route) for route in routes[1:]] == [*on_gpus, "openvino bf16", "torch-compiled own", "torch own"]
+        assert "wide numbers" not in profile.in_precision(precision).definition("openvino", precision)
 
 
 def test_what_a_request_says_goes_before_its_profile():

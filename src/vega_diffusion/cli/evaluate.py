@@ -47,6 +47,7 @@ def evaluate(
     guidance_scale: Annotated[str | None, text("FLOAT", "the model's")] = None,
     sampler: Annotated[str | None, text("NAME", "the model's")] = None,
     profile: Annotated[str | None, text("exact|balanced|turbo|realtime", "exact")] = None,
+    precision: Annotated[str | None, text("fp32|bf16|int8|int8-weights", "the profile's")] = None,
     checker: Annotated[str | None, text("FOLDER", "the package's")] = None,
     output: Annotated[str | None, text("FOLDER", "one in $VEGA_HOME/evaluations")] = None,
     limit: Annotated[str | None, text("N", "all prompts")] = None,
@@ -67,6 +68,7 @@ def evaluate(
         guidance_scale: How strictly to follow the prompt; 1 or less is off.
         sampler: As for vega generate.
         profile: As for vega generate.
+        precision: As for vega generate.
         checker: Folder of another checker.
         output: Folder for pictures, verdicts and the result; new, or begun by the same command.
         limit: Only so many prompts of each kind: a quick look, marked as partial.
@@ -88,7 +90,7 @@ def evaluate(
     # One thread a process: small networks gain nothing from more, and sums must not depend on how many there are.
     torch.set_num_threads(1)
     steps, scale = _whole("num_steps", num_steps), _number("guidance_scale", guidance_scale)
-    settings = DrawSettings(steps, scale, sampler, profile)  # type: ignore[arg-type]
+    settings = DrawSettings(steps, scale, sampler, profile, precision)  # type: ignore[arg-type]
     done = evaluate_model(
         EvaluationRequest(
             model=model,

@@ -25,7 +25,6 @@ from vega_diffusion.evaluation.workers import (
     prompts_at_once,
     renders_digest,
 )
-from vega_diffusion.specs.profile import PROFILES
 from vega_diffusion.training.run_directory import vega_home
 
 if TYPE_CHECKING:
@@ -179,7 +178,7 @@ def _profile_settings(engine: Engine, drawn: GenerateRequest) -> dict[str, str |
     in_use = engine.route_of(drawn)
     return {
         "profile": profile,
-        "definition": PROFILES[profile].definition(in_use.backend, in_use.precision),
+        "definition": drawn.drawn_by.definition(in_use.backend, in_use.precision),
         "guidance_interval": None if drawn.guidance_interval is None else "{} to {}".format(*drawn.guidance_interval),
         "reuse": drawn.reuse,
         "decoder": drawn.decoder,

@@ -57,6 +57,7 @@ class DrawSettings:
     guidance_scale: float | None = None
     sampler: str | None = None
     profile: ProfileName | None = None
+    precision: str | None = None
 
     def request(self, prompt: str, negative_prompt: str | None, seed: int, num_images: int) -> GenerateRequest:
         """Return the request for a prompt's pictures.
@@ -75,6 +76,7 @@ class DrawSettings:
                 "guidance_scale": self.guidance_scale,
                 "sampler": self.sampler,
                 "profile": self.profile,
+                "precision": self.precision,
             }
         )
 
