@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+from warm_commands import warm_commands
 
 # Fixtures of tiny model folders, shared by the tests of the engine, of the commands and of training.
 pytest_plugins = ["tiny_models", "tiny_distillation"]
@@ -51,6 +54,13 @@ def _sprites_of_the_package_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpriteAtlas, "load", staticmethod(load))
         yield
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder with `vega` and `python` that need not import what takes long."""
+    with TemporaryDirectory() as folder, warm_commands(Path(folder)) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,10 @@ def test_mistakes_are_one_line(old: str, new: str, message: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_tiny_experiment_from_its_file_to_its_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VEGA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
     teacher = stretched_teacher(tmp_path / "teacher")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(recipe_text(teacher_text("one", teacher, "even"), steps=2, surgery=(teacher, "even")))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,17 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def train(recipe: Path, name: str, *more: str) -> str:
-    """Run `vega train` as a user does and return what it said."""
-    command = [sys.executable, "-m", "vega_diffusion.cli.main", "train", str(recipe), "--run-name", name, *more]
+Train = Callable[..., str]
+
+
+@pytest.fixture
+def train(recipe: Path, programs: Path) -> Train:
+    """Run `vega train` as a user does and return what it said: name of the run, further arguments."""
+    return partial(_train, programs, recipe)
+
+
+def _train(programs: Path, recipe: Path, name: str, *more: str) -> str:
+    command = [str(programs / "vega"), "train", str(recipe), "--run-name", name, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -57,10 +66,10 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_distil_as_one_does(recipe: Path) -> None:
-    assert "processes" not in train(recipe, "one")
-    assert "2 processes: DistributedDataParallel" in train(recipe, "ddp", "--processes", "2")
-    assert "2 processes: FSDPLossModule" in train(recipe, "split", "--processes", "2", "--set", "sharding=full")
+def test_two_processes_distil_as_one_does(train: Train) -> None:
+    assert "processes" not in train("one")
+    assert "2 processes: DistributedDataParallel" in train("ddp", "--processes", "2")
+    assert "2 processes: FSDPLossModule" in train("split", "--processes", "2", "--set", "sharding=full")
     lines = {}
     for name in ("one", "ddp", "split"):
         lines[name] = [json.loads(line) for line in RunDirectory(name).metrics.read_text().splitlines()]
@@ -78,12 +87,12 @@ def test_two_processes_distil_as_one_does(recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_state_of_split_weights_is_one_of_whole_ones(recipe: Path) -> None:
-    train(recipe, "straight", "--processes", "2", "--set", "sharding=full")
-    train(recipe, "there", "--set", "steps=2")
-    train(recipe, "there", "--processes", "2", "--set", "sharding=full")
-    train(recipe, "back", "--processes", "2", "--set", "sharding=full", "--set", "steps=2")
-    train(recipe, "back")
+def test_a_state_of_split_weights_is_one_of_whole_ones(train: Train) -> None:
+    train("straight", "--processes", "2", "--set", "sharding=full")
+    train("there", "--set", "steps=2")
+    train("there", "--processes", "2", "--set", "sharding=full")
+    train("back", "--processes", "2", "--set", "sharding=full", "--set", "steps=2")
+    train("back")
     for name in ("there", "back"):
         assert relative(weights(name), weights("straight")) < 1e-5
     # A state cannot be told from one of a single process: the same files with the same shapes.

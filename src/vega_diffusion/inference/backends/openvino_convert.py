@@ -117,11 +117,18 @@ def convert(exportable: Exportable) -> Any:
         for name, tensor in example.items()
     ]
     with quiet_tools(), torch.inference_mode(False), torch.no_grad():
-        model = openvino.convert_model(exportable.module.eval(), example_input=example, input=shapes)
+        model = openvino.convert_model(_traced(exportable.module.eval(), example), example_input=example, input=shapes)
     _forget_traces()
     for port, name in zip(model.outputs, exportable.outputs, strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+def _traced(module: Any, example: dict[str, Tensor]) -> Any:
+    """Return a module as OpenVINO reads it; torch does not trace it a second time to compare, which takes as long."""
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    return TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
 
 
 @contextlib.contextmanager
