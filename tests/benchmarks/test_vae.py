@@ -63,6 +63,7 @@ def test_speedups_are_medians_of_pairs() -> None:
     assert case.speedups(timings, 8) == {"mini_tiny_speedup": 3.0, "8px_tiny_float32_speedup": 1.0}
 
 
+@pytest.mark.slow
 def test_the_case_at_tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     # Full-size networks take seconds to build; the case itself is the same at any size.
     once = [Timing(1.0, 1.0)]

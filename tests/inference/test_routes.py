@@ -63,9 +63,10 @@ def test_nothing_is_left_for_a_command_that_would_draw_on_the_cpu_instead(elsewh
 def test_int8_that_was_asked_for_and_is_not_there_is_told(tiny_folder: Path, home: Path) -> None:
     pytest.importorskip("openvino")
     components = Components.open(str(tiny_folder), "cpu", "auto", None)
-    opened = routes_of(components).open(PROFILES["balanced"].in_precision("int8"), ())
-    assert opened.denoiser.in_use.backend == "openvino"
-    assert opened.denoiser.in_use.precision != "int8"
+    profile = PROFILES["balanced"].in_precision("int8")
+    first, last = profile.routes[0], profile.routes[-1]  # the routes between would convert
+    opened = routes_of(components).open(profile.model_copy(update={"routes": (first, last)}), ())
+    assert opened.denoiser.in_use == InUse("torch", "fp32", False, ("cpu",))
     assert opened.said()[0] == "profile balanced: openvino int8: not there; run vega calibrate"
 
 
@@ -96,6 +97,7 @@ def test_torchs_int8_takes_no_loras_and_no_cpu(elsewhere: Components, tiny_folde
     assert route_ahead(here, on_torch, (), lambda line: None) == ("torch", "fp32")
 
 
+@pytest.mark.slow  # converts and compiles every part twice
 def test_eight_bit_weights_by_name_take_little_memory(tiny_folder: Path, home: Path) -> None:
     """Text encoders and U-Net are closed once their part is done; kernels of convolutions are in no blob."""
     pytest.importorskip("nncf")

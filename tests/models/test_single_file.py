@@ -139,9 +139,9 @@ def test_a_folder_comes_back_bit_for_bit(tmp_path: Path, is_ours: bool):
     assert back.autoencoder == written.autoencoder
     for component in WEIGHT_STEMS:
         path = Path(component) / weight_filename(component, "fp32")
-        assert load_file(source / path).keys() == load_file(tmp_path / "back" / path).keys()
-        for key, tensor in load_file(source / path).items():
-            assert torch.equal(tensor, load_file(tmp_path / "back" / path)[key]), f"{component}.{key}"
+        before, after = load_file(source / path), load_file(tmp_path / "back" / path)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()), component
     for name in ("tokenizer/vocab.json", "tokenizer_2/merges.txt", "tokenizer_2/tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
 

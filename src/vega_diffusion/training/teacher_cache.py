@@ -31,6 +31,8 @@ from vega_diffusion.specs.architecture import ModelSpec
 BATCH = 64
 PREDICTION = ""
 """What a prediction is called among inner states, which have the names of their modules."""
+# Of configs and shapes alone; a network without values takes seconds to go through (chains of runs ask again).
+_known_shapes: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
 
 
 def answer_shapes(teacher: Teacher, spec: ModelSpec, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -50,6 +52,9 @@ def answer_shapes(teacher: Teacher, spec: ModelSpec, latents: tuple[int, ...]) -
         x_t, timesteps = torch.zeros(1, *latents), torch.zeros(1, dtype=torch.int64)
     dtype = next(network.parameters()).dtype
     names = _state_names(teacher)
+    asked = (str(network.config), *names, *(str(tuple(one.shape)) for one in (x_t, text, *added.values())))
+    if asked in _known_shapes:
+        return dict(_known_shapes[asked])
     with torch.no_grad(), captured(network, names) as states:
         prediction = network(
             x_t.to(dtype),
@@ -58,7 +63,8 @@ def answer_shapes(teacher: Teacher, spec: ModelSpec, latents: tuple[int, ...]) -
             added_cond_kwargs={name: value.to(dtype) for name, value in added.items()},
         ).sample
     said = {PREDICTION: prediction, **{name: states[name] for name in names}}
-    return {name: tuple(value.shape[1:]) for name, value in said.items()}
+    _known_shapes[asked] = {name: tuple(value.shape[1:]) for name, value in said.items()}
+    return dict(_known_shapes[asked])
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ def test_pictures_records_and_warnings_are_the_engines(
     assert levels_apart(steps[-1].preview(), drawn[-1].image) == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8-weights"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8-weights", marks=pytest.mark.slow)])
 def test_pictures_in_tiles_are_the_engines_and_little_memory_closes_what_is_done(
     engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
