@@ -16,6 +16,8 @@ from vega_diffusion.errors import InvalidValue
 from vega_diffusion.inference.backends.faults import Route
 from vega_diffusion.inference.backends.open import Weights, open_denoiser
 from vega_diffusion.inference.backends.protocol import InUse, joined
+from vega_diffusion.inference.backends.split import FullGraph
+from vega_diffusion.inference.backends.torch_compiled import TorchCompiled
 from vega_diffusion.inference.backends.torch_eager import TorchEager
 from vega_diffusion.inference.backends.torch_int8 import Int8Conv2d, Int8Linear, in_8_bits, is_in_8_bits
 from vega_diffusion.models.unet import build_unet
@@ -158,3 +160,17 @@ def test_nearly_all_of_vega_is_in_8_bits() -> None:
     in_bytes = sum(buffer.numel() for buffer in unet.buffers() if buffer.dtype == torch.int8)
     assert 0.96 < in_bytes / total < 1
     assert total == 745_225_604
+
+
+def test_the_compiler_takes_layers_in_8_bits_whole() -> None:
+    """As on a GPU, but for the last step: torch's tracer goes through without a break, and the answer stays."""
+    unet = in_8_bits(unet_of())
+    question = random_question(unet, 2, 8, 8)
+    expected = TorchEager(lambda: unet).predict(question)
+    whole = torch.compile(FullGraph(unet, 0), backend="eager", fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(**question.named())[0], expected)
+    by_regions = TorchCompiled(lambda: unet, compiler="eager")
+    torch.testing.assert_close(by_regions.predict(question), expected)
+    assert by_regions.in_use == InUse("torch-compiled", "int8", True, ("cpu",))
+    by_regions.close()
