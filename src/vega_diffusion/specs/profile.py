@@ -152,8 +152,8 @@ class ProfileSpec(Spec):
 _FAST = Route(backend="openvino", precision="bf16")
 # Of 0, 0.5, 0.7 and 1 the one whose latents are nearest to those of `exact` on vega-mini (docs/log.md).
 _KEPT = 0.7
-# Not in `balanced`: it cost vega-mini 4.6 points of prompt-following there by an earlier rule, and was not measured by
-# the present one (docs/log.md).
+# Not in `balanced`: 350 pictures do not show that it costs vega-mini less than the 2 points which `balanced` may cost
+# (docs/log.md).
 _FASTEST = Route(backend="openvino", precision="int8", wide_from=600)
 
 PROFILES: dict[str, ProfileSpec] = {
