@@ -187,12 +187,11 @@ class Components:
 
     def unet(self) -> UNet2DConditionModel:
         """Return the U-Net."""
-        return self._part("unet", lambda: self._settle(load_unet(self.folder, self.spec.unet, self.dtype)))
+        return self._part("unet", self._load_unet)
 
     def unet_in_8_bits(self) -> nn.Module:
         """Return a U-Net of its own whose layers are in 8 bits (`backends/torch_int8.py`); LoRAs do not act on it."""
-        own = lambda: load_unet(self.folder, self.spec.unet, self.dtype)  # noqa: E731
-        return self._part(f"unet{_IN_8_BITS}", lambda: in_8_bits(self._settle(own())))
+        return self._part("unet" + _IN_8_BITS, lambda: in_8_bits(self._load_unet()))
 
     def vae(self) -> AutoencoderKL:
         """Return the autoencoder; in float32 where its config asks for it and the model runs in float16."""
@@ -264,6 +263,9 @@ class Components:
 
     def _settle(self, module: Any) -> Any:
         return module.to(self.device).eval().requires_grad_(False)
+
+    def _load_unet(self) -> UNet2DConditionModel:
+        return self._settle(load_unet(self.folder, self.spec.unet, self.dtype))
 
     def _load_tiny(self, home: Path) -> AutoencoderTiny:
         return self._settle(load_tiny_autoencoder(home, self.tiny_spec(home), self.dtype))

@@ -69,7 +69,7 @@ class Int8Conv2d(nn.Module):
 def in_8_bits(unet: nn.Module) -> nn.Module:
     """Put a U-Net's layers into 8 bits, and return it.
 
-    Its first and last convolution and what makes the embedding of time stay as they are: they are a thousandth of the
+    Its first and last convolution and what makes the embedding of time stay as they are: less than a thousandth of the
     work.
 
     Args:
