@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,40 @@ def test_a_state_of_split_weights_is_one_of_whole_ones(train: Train) -> None:
     assert {key: value.shape for key, value in states[0].items()} == {
         key: value.shape for key, value in states[1].items()
     }
+
+
+UNDER_WAY = """
+import signal
+import sys
+import torch
+from accelerate import Accelerator
+from torch import distributed
+from vega_diffusion.cli.main import main
+
+ended = Accelerator.end_training
+
+def end_training(self):
+    # What a thread of gloo still has in hand when a run is over, by chance: here it always has.
+    for _ in range(8):
+        distributed.all_gather([torch.empty(4_000_000) for _ in range(2)], torch.ones(4_000_000), async_op=True)
+    ended(self)
+
+Accelerator.end_training = end_training
+signal.alarm(100)
+sys.exit(main(sys.argv[1:]))
+"""
+LAUNCH = "import sys; from vega_diffusion.training.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
+
+
+@pytest.mark.slow
+def test_a_run_ends_while_its_processes_still_exchange(recipe: Path, programs: Path, tmp_path: Path) -> None:
+    script, python = tmp_path / "rank.py", str(programs / "python")
+    script.write_text(UNDER_WAY)
+    arguments = [python, str(script), "train", str(recipe), "--set", "steps=1"]
+    done = subprocess.run([sys.executable, "-c", LAUNCH, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes: DistributedDataParallel" in done.stderr
+    assert "1 steps done" in done.stdout
 
 
 @pytest.mark.parametrize(

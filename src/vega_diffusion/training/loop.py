@@ -38,6 +38,7 @@ from vega_diffusion.training.memory import free_memory, peak_gib, smaller_micro_
 from vega_diffusion.training.metrics import Averages, MetricsLog
 from vega_diffusion.training.optimizer import begin_step, build_optimizer, check_optimizer, lr_factor
 from vega_diffusion.training.prefetch import Prefetch
+from vega_diffusion.training.process_group import keep_group
 from vega_diffusion.training.replay import open_replay
 from vega_diffusion.training.run_directory import RunDirectory
 from vega_diffusion.training.same_run import check_same_run
@@ -102,7 +103,9 @@ def make_accelerator(recipe: TrainRecipe, device: str = "auto") -> Accelerator:
         raise InvalidValue("mixed_precision", "fp16", "no or bf16 on a CPU", "use --set mixed_precision=bf16")
     check_optimizer(recipe, torch.device("cpu") if cpu or found is None else found)
     AcceleratorState._reset_state()  # a process may run recipes of different precision one after the other
-    return Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
+    keep_group()
+    return accelerator
 
 
 class Trainer:
