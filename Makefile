@@ -9,7 +9,8 @@ PYTEST_WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
+# A worker whose test waited for ever (pyproject.toml) is not started again, to wait again.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile --max-worker-restart 0
 MADE_FROM := pyproject.toml constraints.txt
 
 .PHONY: help demo install tools test test-full lint format docs clean

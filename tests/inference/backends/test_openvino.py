@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from vega_diffusion.inference.backends import openvino_graphs, openvino_runtime
 from vega_diffusion.inference.backends.faults import BackendFault, Fault, NotFinite, Route
 from vega_diffusion.inference.backends.open import Opening, Weights, open_denoiser, open_first
 from vega_diffusion.inference.backends.openvino_denoiser import batches
-from vega_diffusion.inference.backends.openvino_runtime import CpuFeatures, cpu_features
+from vega_diffusion.inference.backends.openvino_runtime import CompiledNetwork, CpuFeatures, cpu_features
 from vega_diffusion.inference.backends.protocol import Denoiser, InUse, Precision, Question, joined
 from vega_diffusion.inference.backends.store import INDEX
 from vega_diffusion.inference.backends.torch_eager import TorchEager
@@ -177,6 +178,14 @@ def test_few_shapes_stay_compiled(converted: Converted) -> None:
     assert denoiser._networks._graphs.compiled() == ()
 
 
+def kept_layers(denoiser: Any) -> Counter[str]:
+    """Return what a network read from a blob is said to run in: what OpenVINO says of it."""
+    (network,) = denoiser._networks._graphs.compiled()
+    told = CompiledNetwork(network._compiled).layer_precisions
+    assert network._layers == told == network.layer_precisions
+    return told
+
+
 def test_a_blob_is_kept_and_answers_without_compiling(copied: Converted) -> None:
     home, unet = copied
     question = ask(unet)
@@ -187,6 +196,7 @@ def test_a_blob_is_kept_and_answers_without_compiling(copied: Converted) -> None
     next(iter(again._networks._graphs.folder.glob("full.xml"))).unlink()  # type: ignore[attr-defined]
     assert torch.equal(again.predict(question), expected)
     assert (blob / INDEX).stat().st_mtime_ns == written
+    assert set(kept_layers(again)) == {"f32"}
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
@@ -201,6 +211,7 @@ def test_blobs_of_eight_bits_take_their_weights_from_the_network(
     assert torch.equal(again.predict(question), expected)
     assert again.in_use == first.in_use
     assert again.in_use.precision == precision
+    assert bool(kept_layers(again)["i8"] + kept_layers(again)["u8"])
 
 
 def test_a_foreign_blob_is_compiled_again_with_one_line(copied: Converted) -> None:

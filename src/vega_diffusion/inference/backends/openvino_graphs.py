@@ -8,6 +8,7 @@ out; torch comes in only where something must be made.
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.store import Identity, Store
 
 FORMAT = 1
-BLOB, BLOB_FORMAT = "compiled.blob", 2  # 2: without weights
+BLOB, LAYERS, BLOB_FORMAT = "compiled.blob", "layers.json", 3  # 2: without weights; 3: with what its layers run in
 _NO_NNCF = "none"
 Samples = Callable[[], list[dict[str, Array]]]
 
@@ -169,7 +170,8 @@ class Graphs:
         kept = self._store.find(identity) if self._keep_blobs else None
         if kept is not None:
             try:
-                return import_network(kept / BLOB, self.folder / f"{graph}.xml", self.settings)
+                layers = json.loads((kept / LAYERS).read_text())
+                return import_network(kept / BLOB, self.folder / f"{graph}.xml", self.settings, layers)
             except RuntimeError:
                 # hashes agree, so OpenVINO finds it foreign: another driver, another kind of CPU
                 self._store.say(f"{kept}: {Fault.OTHER_IDENTITY.value}; {WAYS_OUT[Fault.OTHER_IDENTITY].line}")
@@ -181,7 +183,7 @@ class Graphs:
         ):
             self._store.say(f"{self.what}: openvino runs no layer in {wanted} on this CPU, but {dict(layers)}")
         if self._keep_blobs:
-            self._store.make(identity, lambda folder: _write_bytes(folder / BLOB, network.exported()))
+            self._store.make(identity, partial(_write_blob, network))
         return network
 
     def _blob_identity(self, graph: str, shapes: Shapes) -> dict[str, Any]:
@@ -251,8 +253,9 @@ def _save(model: Any, path: Path, small: bool) -> None:
     openvino.save_model(model, path, compress_to_fp16=small)
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def _write_blob(network: CompiledNetwork, folder: Path) -> None:
+    (folder / BLOB).write_bytes(network.exported())
+    (folder / LAYERS).write_text(json.dumps(network.layer_precisions))
 
 
 def as_array(tensor: Any) -> Array:

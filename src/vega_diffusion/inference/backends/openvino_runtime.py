@@ -115,10 +115,16 @@ class RunSettings:
 
 
 class CompiledNetwork:
-    """One network, compiled for one static shape; safe to call from several threads, one at a time."""
+    """One network, compiled for one static shape; safe to call from several threads, one at a time.
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
+    Args:
+        compiled: OpenVINO's.
+        layers: What `layer_precisions` told when it was compiled, where that is known: to be told takes OpenVINO as
+            long as a dozen evaluations of a mini U-Net.
+    """
+
+    def __init__(self, compiled: Any, layers: Mapping[str, int] | None = None) -> None:
+        self._compiled, self._layers = compiled, layers
         self._requests = [compiled.create_infer_request() for _ in range(self.num_streams)]
         self._inputs = [set(port.get_names()) for port in compiled.inputs]
         self._lock = Lock()
@@ -161,6 +167,8 @@ class CompiledNetwork:
     @cached_property
     def layer_precisions(self) -> Counter[str]:
         """Return how many of the heavy layers run in which numbers (`f32`, `bf16`, `i8`, `u8`), as OpenVINO says."""
+        if self._layers is not None:
+            return Counter(self._layers)
         found: Counter[str] = Counter()
         for node in self._compiled.get_runtime_model().get_ops():
             told = node.get_rt_info()
@@ -205,19 +213,20 @@ def compile_network(path: Path, shapes: Shapes, settings: RunSettings) -> Compil
     return CompiledNetwork(core.compile_model(model, "CPU", settings.properties()))
 
 
-def import_network(blob: Path, network: Path, settings: RunSettings) -> CompiledNetwork:
+def import_network(blob: Path, network: Path, settings: RunSettings, layers: Mapping[str, int]) -> CompiledNetwork:
     """Read a blob.
 
     Args:
         blob: Of a network compiled for a shape.
         network: The `.xml` file that it was compiled from, whose weights it shares.
         settings: As it was compiled with.
+        layers: Its `layer_precisions`.
 
     Raises:
         RuntimeError: OpenVINO refuses it.
     """
     properties = settings.properties() | {"WEIGHTS_PATH": str(network.with_suffix(".bin"))}
-    return CompiledNetwork(openvino_core().import_model(BytesIO(blob.read_bytes()), "CPU", properties))
+    return CompiledNetwork(openvino_core().import_model(BytesIO(blob.read_bytes()), "CPU", properties), layers)
 
 
 def own_shapes(model: Any, shapes: Shapes) -> dict[int, list[int]]:

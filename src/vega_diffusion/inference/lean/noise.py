@@ -1,4 +1,4 @@
-"""torch's normal numbers without torch: the same Mersenne twister and the same Box-Muller blocks, in numpy.
+"""torch's normal numbers without torch: Python's Mersenne twister, seeded as torch seeds, and Box-Muller blocks.
 
 Equal to `torch.randn` on a CPU but for the last bits of logarithms and cosines (tests hold it to 1e-6), for any number
 of draws of 16 numbers or more; rounded to bfloat16, for whole blocks of 16.
@@ -7,6 +7,7 @@ of draws of 16 numbers or more; rounded to bfloat16, for whole blocks of 16.
 from __future__ import annotations
 
 import math
+from random import Random
 from typing import Any
 
 import numpy
@@ -15,6 +16,7 @@ Array = numpy.ndarray[Any, Any]
 BLOCK = 16
 """torch turns 8 pairs at a time; in bfloat16 it draws what is left over in another way than in float32."""
 
+_WORD, _STATE_WORDS = 0xFFFFFFFF, 624
 _WORD_BITS = 24  # of each 32-bit word, as many as a float32 holds
 
 
@@ -26,7 +28,9 @@ class TorchNoise:
     """
 
     def __init__(self, seed: int) -> None:
-        self._twister = numpy.random.RandomState(seed & 0xFFFFFFFF)
+        # Not numpy's twister, which comes with a package that takes a twentieth of a second to import.
+        self._twister = Random()
+        self._twister.setstate((3, (*_first_state(seed & _WORD), _STATE_WORDS), None))
 
     def normal(self, shape: tuple[int, ...]) -> Array:
         """Return normal numbers, float32.
@@ -46,8 +50,16 @@ class TorchNoise:
         return drawn.reshape(shape)
 
     def _uniform(self, count: int) -> Array:
-        words = self._twister.randint(0, 2**32, size=count, dtype=numpy.uint32)
+        words = numpy.frombuffer(self._twister.getrandbits(32 * count).to_bytes(4 * count, "little"), "<u4")
         return (words & ((1 << _WORD_BITS) - 1)).astype(numpy.float32) * numpy.float32(2.0**-_WORD_BITS)
+
+
+def _first_state(seed: int) -> list[int]:
+    """Return a twister's first state (Matsumoto and Nishimura's `init_genrand`, 2002)."""
+    state = [seed]
+    for index in range(1, _STATE_WORDS):
+        state.append((1_812_433_253 * (state[-1] ^ (state[-1] >> 30)) + index) & _WORD)
+    return state
 
 
 def _box_muller(uniform: Array) -> Array:
