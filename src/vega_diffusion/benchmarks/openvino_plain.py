@@ -44,9 +44,11 @@ class PlainUNet:
             threads: Of OpenVINO.
         """
         openvino = require_openvino(precision)
+        from openvino.tools.ovc import convert_model
+
         named = {name: tensor.float() for name, tensor in question.named().items()}
         with quiet_tools(), torch.inference_mode(False), torch.no_grad():
-            model = openvino.convert_model(_Wrapped(unet).eval(), example_input=named)
+            model = convert_model(_Wrapped(unet).eval(), example_input=named)
         model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, named.values(), strict=True)})
         properties = {
             "PERFORMANCE_HINT": "LATENCY",

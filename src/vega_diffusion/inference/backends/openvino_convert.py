@@ -110,14 +110,16 @@ def text_exportables(encoder: Any) -> dict[str, Exportable]:
 
 def convert(exportable: Exportable) -> Any:
     """Return an `openvino.Model` with free batch, sizes and text length; it may share memory with the module."""
-    openvino = require_openvino()
+    require_openvino()
+    from openvino.tools.ovc import convert_model  # a program may have imported `openvino` without it
+
     example = dict(exportable.example)
     shapes = [
         (name, [-1 if axis in _FREE_AXES[name] else length for axis, length in enumerate(tensor.shape)])
         for name, tensor in example.items()
     ]
     with quiet_tools(), torch.inference_mode(False), torch.no_grad():
-        model = openvino.convert_model(_traced(exportable.module.eval(), example), example_input=example, input=shapes)
+        model = convert_model(_traced(exportable.module.eval(), example), example_input=example, input=shapes)
     _forget_traces()
     for port, name in zip(model.outputs, exportable.outputs, strict=True):
         port.get_tensor().set_names({name})

@@ -5,6 +5,7 @@ Arrays in, arrays out; torch is not imported here. How networks get stored is in
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # The layers that a network's time goes into, in the words of OpenVINO's executed graph.
 _HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
 _INT8 = ("i8", "u8")
+_CONVERTER = "openvino.tools.ovc"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ def require_openvino(precision: Precision = "fp32") -> Any:
     import openvino
 
     return openvino
+
+
+def import_without_converter() -> None:
+    """Import `openvino` as it is where its converter is not installed, which takes as long to import as all the rest.
+
+    For programs that draw from what is kept: `openvino.convert_model` is missing afterwards, unless `openvino` had been
+    imported before; `openvino.tools.ovc` has it, which is imported at need.
+    """
+    if "openvino" in sys.modules or _CONVERTER in sys.modules:
+        return
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # how Python is told that a module is not there
+    try:
+        require_openvino()
+    finally:
+        del sys.modules[_CONVERTER]
 
 
 @cache

@@ -21,6 +21,7 @@ from PIL import Image
 from vega_diffusion.errors import VegaError
 from vega_diffusion.inference.backends.faults import BackendFault, Say
 from vega_diffusion.inference.backends.open import Opening
+from vega_diffusion.inference.backends.openvino_runtime import import_without_converter
 from vega_diffusion.inference.backends.quantise_rule import QuantisationRule
 from vega_diffusion.inference.backends.store import Store
 from vega_diffusion.inference.certificates import certificate_lines, find_certificate
@@ -116,6 +117,7 @@ class LeanEngine:
         """
         if find_spec("openvino") is None:
             return None
+        import_without_converter()
         folder = resolve_model(model)
         store = Store(say, home)
         found = find_bundle(store, folder)
