@@ -135,6 +135,16 @@ def test_what_a_device_cannot_run_is_refused_before_it_is_built():
         speed.measure(("vega-mini:torch-graphs:fp32", "vega-mini"), size_px=64, device="cpu")
 
 
+def test_goals_are_of_what_a_picture_asks_and_say_who_chose_layers(monkeypatch: pytest.MonkeyPatch):
+    pair = ("vega-mini:torch:own", "mini-sdxl:torch:own")
+    monkeypatch.setitem(speed.GOALS, (*pair, 64, "none"), 1.5)
+    (bar,) = speed.measure(pair, size_px=64, rows=2).bars
+    assert (bar.what, bar.limit) == (" against ".join(pair) + ", 64 px", 1.5)
+    assert speed.measure(pair, size_px=64, rows=3).bars == ()
+    told = list(speed._bars({pair[1]: [2.0, 2.0]}, speed.GOALS, pair[0], 64, "none", "vega-mini"))
+    assert [bar.what for bar in told] == [" against ".join(pair) + ", 64 px, layers in int8 as of vega-mini"]
+
+
 def test_pictures_are_steps_and_one_decoding(tmp_path: Path):
     found = speed.measure(("vega-mini", "ssd-mini"), size_px=64, rows=4, decoder="tiny", num_steps=3)
     assert found.name == "vega-mini-torch-own-64-tiny-4-rows", "beside what one picture asks for"

@@ -31,11 +31,17 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:openvino:bf16", "vega:torch:fp32", 512, "none"): 3.5,
     ("vega:openvino:bf16", "vega:torch:bf16", 512, "none"): 1.3,
     ("vega:openvino:bf16", "vega:openvino-plain:bf16", 512, "none"): 0.97,
-    ("vega:openvino:int8", "vega:torch:fp32", 512, "none"): 5.5,
-    ("vega:openvino:int8", "vega:torch:bf16", 512, "none"): 2.0,
-    ("vega:openvino:int8", "vega:openvino-plain:bf16", 512, "none"): 1.45,
-    ("vega:openvino:int8", "vega:stable-diffusion.cpp:fp16", 512, "none"): 10.0,
-    ("vega:openvino:int8", "vega:stable-diffusion.cpp:int8", 512, "none"): 10.0,
+    **{
+        ("vega:openvino:int8", other, size_px, "none"): goal
+        for size_px in (512, 1024)
+        for other, goal in (
+            ("vega:torch:fp32", 5.5),
+            ("vega:torch:bf16", 2.0),
+            ("vega:openvino-plain:bf16", 1.45),
+            ("vega:stable-diffusion.cpp:fp16", 10.0),
+            ("vega:stable-diffusion.cpp:int8", 10.0),
+        )
+    },
     ("vega-mini:torch:own", "mini-sdxl:torch:own", 128, "none"): 2.0,
     ("vega@balanced+tiny", "sdxl@balanced+tiny", 512, "tiny"): 2.0,
     ("vega@balanced+tiny", "sdxl@balanced+tiny", 1024, "tiny"): 2.2,
@@ -48,6 +54,8 @@ GOALS: dict[tuple[str, str, int, DecoderChoice], float] = {
     ("vega:torch-graphs:bf16", "vega:torch-compiled:bf16", 1024, "none"): 1.3,
     ("vega:torch-graphs:int8", "vega:torch-graphs:bf16", 1024, "none"): 1.3,
 }
+# Goals are of a picture's questions, which guidance gives a second row.
+_ROWS_OF_A_PICTURE = 2
 # What is compared; on devices that compute beside the processor, the wall clock.
 _CLOCKS = {"cpu": "cpu_s"}
 # Of the decoding alone.
@@ -98,6 +106,7 @@ def measure(
     whole = decoder != "none" or any(one.profile or one.decoder for one in asked)
     steps = num_steps if whole else 1
     left_out = () if layers_of is None else layers_left_out(layers_of)
+    by = "" if layers_of is None else Path(layers_of).name
     ready = {str(one): open_contestant(one, size_px, rows, threads, decoder, where, steps, left_out) for one in asked}
     warm_ups = 1 if where == "cpu" else 3  # a CUDA graph is recorded in the second call, replayed from the third on
     timings = time_interleaved(_calls(ready), warm_up=warm_ups, repeats=repeats)
@@ -115,8 +124,8 @@ def measure(
     return Measurement(
         name=f"{_file_name(first)}-{size_px}"
         + ("" if decoder == "none" else f"-{decoder}")
-        + (f"-{rows}-rows" if rows > 2 else "")  # more than a picture asks for
-        + (f"-layers-of-{Path(layers_of).name}" if layers_of else ""),
+        + (f"-{rows}-rows" if rows > _ROWS_OF_A_PICTURE else "")
+        + (f"-layers-of-{by}" if by else ""),
         samples={f"{name} wall_s": [one.wall_s for one in found] for name, found in timings.items()}
         | {f"{name} cpu_s": [one.cpu_s for one in found] for name, found in timings.items()},
         summary={
@@ -137,12 +146,14 @@ def measure(
             "rows": rows,
             "decoder": decoder,
             "num_steps": steps,
-            **({"layers left out of int8": f"{len(left_out)}, as of {Path(layers_of).name}"} if layers_of else {}),
+            **({"layers left out of int8": f"{len(left_out)}, as of {by}"} if by else {}),
         },
         bars=(
-            *_bars(ratios, GOALS, first, size_px, decoder),
-            *_bars(decodings, DECODING_GOALS, first, size_px, decoder),
-        ),
+            *_bars(ratios, GOALS, first, size_px, decoder, by),
+            *_bars(decodings, DECODING_GOALS, first, size_px, decoder, by),
+        )
+        if rows <= _ROWS_OF_A_PICTURE
+        else (),
         seeds=(0,),
         protocol=f"random weights for presets; warm-ups: {warm_ups}; {repeats} rounds, contestants in turn; "
         "ratios are medians "
@@ -179,9 +190,11 @@ def _bars(
     first: str,
     size_px: int,
     decoder: DecoderChoice,
+    by: str,
 ) -> Iterator[Bar]:
-    """Yield the goals that the first contestant has against others, of pictures or of decodings."""
+    """Yield the goals that the first contestant has against others, of pictures or of decodings; `by` chose layers."""
     what = "" if decoder == "none" else f", {decoder} decoder" + (" alone" if goals is DECODING_GOALS else "")
+    what += f", layers in int8 as of {by}" if by else ""
     for other, found in ratios.items():
         goal = goals.get((first, other, size_px, decoder))
         if goal is not None:
