@@ -136,8 +136,8 @@ class CompiledNetwork:
 
     Args:
         compiled: OpenVINO's.
-        layers: What `layer_precisions` told when it was compiled, where that is known: to be told takes OpenVINO as
-            long as a dozen evaluations of a mini U-Net.
+        layers: What `layer_precisions` told when it was compiled, where that is known: to be told takes as long
+            as a few evaluations of a mini U-Net.
     """
 
     def __init__(self, compiled: Any, layers: Mapping[str, int] | None = None) -> None:
