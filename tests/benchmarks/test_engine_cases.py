@@ -141,7 +141,7 @@ def test_goals_are_of_what_a_picture_asks_and_say_who_chose_layers(monkeypatch: 
     (bar,) = speed.measure(pair, size_px=64, rows=2).bars
     assert (bar.what, bar.limit) == (" against ".join(pair) + ", 64 px", 1.5)
     assert speed.measure(pair, size_px=64, rows=3).bars == ()
-    told = list(speed._bars({pair[1]: [2.0, 2.0]}, speed.GOALS, pair[0], 64, "none", "vega-mini"))
+    told = list(speed._bars({pair[1]: [2.0, 2.0]}, {}, (pair[0], 64, "none"), "vega-mini"))
     assert [bar.what for bar in told] == [" against ".join(pair) + ", 64 px, layers in int8 as of vega-mini"]
 
 

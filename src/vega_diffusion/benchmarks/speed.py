@@ -148,12 +148,7 @@ def measure(
             "num_steps": steps,
             **({"layers left out of int8": f"{len(left_out)}, as of {by}"} if by else {}),
         },
-        bars=(
-            *_bars(ratios, GOALS, first, size_px, decoder, by),
-            *_bars(decodings, DECODING_GOALS, first, size_px, decoder, by),
-        )
-        if rows <= _ROWS_OF_A_PICTURE
-        else (),
+        bars=tuple(_bars(ratios, decodings, (first, size_px, decoder), by)) if rows <= _ROWS_OF_A_PICTURE else (),
         seeds=(0,),
         protocol=f"random weights for presets; warm-ups: {warm_ups}; {repeats} rounds, contestants in turn; "
         "ratios are medians "
@@ -185,21 +180,28 @@ def _rates(
 
 
 def _bars(
-    ratios: dict[str, list[float]],
-    goals: dict[tuple[str, str, int, DecoderChoice], float],
-    first: str,
-    size_px: int,
-    decoder: DecoderChoice,
+    pictures: dict[str, list[float]],
+    decodings: dict[str, list[float]],
+    asked: tuple[str, int, DecoderChoice],
     by: str,
 ) -> Iterator[Bar]:
-    """Yield the goals that the first contestant has against others, of pictures or of decodings; `by` chose layers."""
-    what = "" if decoder == "none" else f", {decoder} decoder" + (" alone" if goals is DECODING_GOALS else "")
-    what += f", layers in int8 as of {by}" if by else ""
-    for other, found in ratios.items():
-        goal = goals.get((first, other, size_px, decoder))
-        if goal is not None:
-            said = f"{first} against {other}, {size_px} px{what}"
-            yield Bar(what=said, measured=median(found), unit="x", limit=goal, better="higher")
+    """Yield the goals that the first contestant has against others, of pictures and of decodings.
+
+    Args:
+        pictures: Ratios by name of the other.
+        decodings: The same of the decoding alone.
+        asked: Name of the first, size in px, decoder.
+        by: Who chose the layers in int8; empty where nobody did.
+    """
+    first, size_px, decoder = asked
+    chosen = f", layers in int8 as of {by}" if by else ""
+    for ratios, goals, alone in ((pictures, GOALS, ""), (decodings, DECODING_GOALS, " alone")):
+        what = ("" if decoder == "none" else f", {decoder} decoder{alone}") + chosen
+        for other, found in ratios.items():
+            goal = goals.get((first, other, size_px, decoder))
+            if goal is not None:
+                said = f"{first} against {other}, {size_px} px{what}"
+                yield Bar(what=said, measured=median(found), unit="x", limit=goal, better="higher")
 
 
 def _calls(ready: dict[str, Ready]) -> dict[str, Callable[[int], object]]:
